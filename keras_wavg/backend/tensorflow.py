@@ -1,0 +1,115 @@
+"""Averages on TensorFlow: one compiled function an update."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_wavg.backend.counting import Counters, advance
+from keras_wavg.backend.packing import Packing
+from keras_wavg.clock import Reading
+from keras_wavg.schedules import Schedule
+
+
+class Averages:
+    """Float32 averages of variables, on their devices.
+
+    Args:
+        variables: Keras variables of floating type.
+        schedule: A `Schedule`.
+        start: Integer, the optimizer step from which samples count.
+    """
+
+    def __init__(
+        self, variables: Sequence[Any], schedule: Schedule, start: int
+    ) -> None:
+        self._variables = [variable.value for variable in variables]
+        self._schedule = schedule
+        dtypes = [_average_dtype(variable) for variable in self._variables]
+        self._packing = Packing(
+            tuple(tuple(variable.shape) for variable in self._variables),
+            tuple(dtype == tf.float32 for dtype in dtypes),
+        )
+        self._averages = [
+            tf.Variable(tf.zeros_like(sample), trainable=False)
+            for sample in self._samples()
+        ]
+        self._counters = tf.Variable([start, 0, 0], False, dtype=tf.int64)
+        self._functions: dict[tuple[int, int], Any] = {}
+
+    @property
+    def counters(self) -> Counters:
+        """The counts, as integers."""
+        return Counters(*self._counters.numpy().tolist())
+
+    def bind(self, model: Any) -> None:
+        """Nothing to learn: TensorFlow's variables stay where they are."""
+
+    def begin(self, model: Any) -> None:
+        """Let the averages be the weights of now."""
+        del model
+        self._assign(self._samples())
+
+    def update(self, model: Any, reading: Reading) -> None:
+        """Move the averages towards the weights of now, if all are finite."""
+        del model
+        key = (id(reading.iterations), reading.batches_per_step)
+        if key not in self._functions:
+            self._functions[key] = self._compiled(reading)
+        self._functions[key](tf.constant(reading.steps, tf.int64))
+
+    def read(self) -> list[tf.Tensor]:
+        """The averages in the order and shapes of the variables."""
+        return self._packing.unpack([tf.identity(a) for a in self._averages])
+
+    def _samples(self) -> list[tf.Tensor]:
+        return self._packing.pack(
+            [tf.cast(v, _average_dtype(v)) for v in self._variables]
+        )
+
+    def _assign(self, arrays: list[tf.Tensor]) -> None:
+        for average, array in zip(self._averages, arrays, strict=True):
+            average.assign(array)
+
+    def _compiled(self, reading: Reading) -> Any:
+        # The concrete function: matching arguments to traces, at each call of
+        # a `tf.function`, costs as much as the update of a small model.
+        return tf.function(
+            lambda steps: self._traced_update(steps, reading),
+            autograph=False,
+            jit_compile=not tf.distribute.has_strategy(),
+        ).get_concrete_function(tf.TensorSpec([], tf.int64))
+
+    def _traced_update(self, steps: tf.Tensor, reading: Reading) -> None:
+        samples = self._samples()
+        now = steps
+        if reading.iterations is not None:
+            batches = tf.cast(reading.iterations.value, tf.int64)
+            now = steps + batches // reading.batches_per_step
+        counters, coefficient, take = advance(
+            Counters(*tf.unstack(self._counters)),
+            now,
+            _all_finite(samples),
+            self._schedule,
+        )
+        # Not `where`: XLA would compute `take` anew for every element.
+        averages = tf.cond(
+            take,
+            lambda: [
+                average + tf.cast(coefficient, average.dtype) * (sample - average)
+                for average, sample in zip(self._averages, samples, strict=True)
+            ],
+            lambda: [tf.identity(average) for average in self._averages],
+        )
+        self._assign(averages)
+        self._counters.assign(tf.stack(counters))
+
+
+def _all_finite(arrays: list[tf.Tensor]) -> tf.Tensor:
+    # A sum is finite only if each of its terms is.
+    sums = [tf.cast(tf.reduce_sum(array), tf.float64) for array in arrays]
+    return tf.math.is_finite(tf.reduce_sum(tf.stack(sums)))
+
+
+def _average_dtype(variable: tf.Variable) -> tf.DType:
+    return tf.float64 if variable.dtype == tf.float64 else tf.float32

@@ -1,0 +1,118 @@
+"""Averages on torch: one fused kernel an update, on CPU and on GPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from keras_wavg.backend.counting import Counters, advance
+from keras_wavg.clock import Reading
+from keras_wavg.schedules import Schedule
+
+
+class Averages:
+    """Float32 averages of variables, on their devices.
+
+    Args:
+        variables: Keras variables of floating type.
+        schedule: A `Schedule`.
+        start: Integer, the optimizer step from which samples count.
+    """
+
+    def __init__(
+        self, variables: Sequence[Any], schedule: Schedule, start: int
+    ) -> None:
+        self._variables = list(variables)
+        self._schedule = schedule
+        self._weights = [v.value.detach() for v in self._variables]
+        self._averages = [
+            torch.zeros_like(
+                w, dtype=_average_dtype(w), memory_format=torch.contiguous_format
+            )
+            for w in self._weights
+        ]
+        device = self._weights[0].device
+        self._counters = Counters(
+            *(torch.tensor(n, device=device) for n in (start, 0, 0))
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """The counts, as integers. Waits for the device."""
+        return Counters(*map(int, self._counters))
+
+    def bind(self, model: Any) -> None:
+        """Take hold of the parameters, in case they were replaced."""
+        del model
+        self._weights = [v.value.detach() for v in self._variables]
+
+    @torch.no_grad()
+    def begin(self, model: Any) -> None:
+        """Let the averages be the weights of now."""
+        del model
+        torch._foreach_copy_(self._averages, self._weights)
+
+    @torch.no_grad()
+    def update(self, model: Any, reading: Reading) -> None:
+        """Move the averages towards the weights of now, if all are finite."""
+        del model
+        now = reading.steps
+        if reading.iterations is not None:
+            batches = reading.iterations.value.detach()
+            now = now + batches // reading.batches_per_step
+        samples = self._samples()
+        self._counters, coefficient, take = advance(
+            self._counters, now, _all_finite(samples), self._schedule
+        )
+        _lerp(self._averages, samples, coefficient, take)
+
+    def read(self) -> list[torch.Tensor]:
+        """The averages in the order and shapes of the variables."""
+        return list(self._averages)
+
+    def _samples(self) -> list[torch.Tensor]:
+        return [
+            weight.to(average.dtype).contiguous()
+            for weight, average in zip(self._weights, self._averages, strict=True)
+        ]
+
+
+def _all_finite(tensors: list[torch.Tensor]) -> torch.Tensor:
+    # A norm is finite only if each element is (and below 1e19 in float32).
+    norms = torch._foreach_norm(tensors, 2)
+    return torch.isfinite(torch.stack(norms).sum())
+
+
+def _lerp(
+    averages: list[torch.Tensor],
+    samples: list[torch.Tensor],
+    coefficient: torch.Tensor,
+    take: torch.Tensor,
+) -> None:
+    """`average += coefficient * (sample - average)`, or nothing.
+
+    `torch._foreach_lerp_` wants its coefficient on the host and cannot be
+    called off by the device. The kernel of fused SGD takes both from the
+    device: with a weight decay of 1, ascending the "gradient" `sample` moves a
+    parameter by `-lr * (parameter - sample)`.
+    """
+    for dtype in {average.dtype for average in averages}:
+        pairs = zip(averages, samples, strict=True)
+        chosen = [pair for pair in pairs if pair[0].dtype == dtype]
+        torch._fused_sgd_(
+            [average for average, _ in chosen],
+            [sample for _, sample in chosen],
+            [],
+            weight_decay=1.0,
+            momentum=0.0,
+            lr=coefficient,
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,
+            is_first_step=False,
+            found_inf=torch.logical_not(take).float(),
+        )
+
+
+def _average_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,183 @@
+"""Exponential moving average of the weights."""
+
+import operator
+import re
+from typing import Any
+
+from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.schedules import (
+    BiasCorrected,
+    ConstantDecay,
+    FromInitial,
+    WarmUpDecay,
+    decay_from_half_life,
+)
+from keras_wavg.shadow import Include
+
+# An object of its own: `EMA(0.999, half_life=10)` names both, `EMA(half_life=10)`
+# does not, and both see the same number.
+_DEFAULT_DECAY = float("0.999")
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights: the past fades step by step.
+
+    After each optimizer step,
+
+        average += coefficient * (weights - average)
+
+    where the coefficient of the n-th step is, for `d = decay`,
+
+    - `(1 - d) / (1 - d**n)` with bias correction (the default): no trace of the
+      weights from before training;
+    - `1 - d` without: the textbook recursion
+      `average = d * average + (1 - d) * weights`, started from the weights
+      before training;
+    - with `warmup=True`, the same with `min(d, (1 + n) / (10 + n))` as the decay
+      of the n-th step.
+
+    In `fit` the average is in the model from the end of an epoch's last batch,
+    through validation and the other callbacks, until the next epoch begins;
+    after `fit` it stays there, and `restore()` gives the raw weights back.
+    Training itself is left as it is, to the last bit. Pass the callback in a
+    list.
+
+    Averaged is every floating-point weight of the model, moving statistics of
+    `BatchNormalization` included, in float32 whatever the weight's dtype (and
+    float64 for float64 weights). A step that leaves a weight NaN or infinite
+    is not averaged in.
+
+    The average goes on in a second `fit` of the same model. It begins anew if
+    the weights were replaced after the first, and for another model.
+
+    Args:
+        decay: Float in [0, 1), the share of itself that the average keeps in
+            one optimizer step. Defaults to `0.999`.
+        half_life: Positive float, instead of `decay`: the number of optimizer
+            steps in which the average forgets half of its past,
+            `decay = 2 ** (-1 / half_life)`. Defaults to `None`.
+        bias_correction: Boolean, whether the weights from before training have
+            no share in the average. Defaults to `True`.
+        warmup: Boolean, whether the decay grows from 2/11 up to `decay`.
+            Defaults to `False`.
+        every: Integer, the number of optimizer steps from one update to the
+            next. An update then fades the past by `decay**every`. Defaults to
+            `1`.
+        start: Integer, the optimizer step, counted from 0, from which samples
+            count. Defaults to `0`.
+        swap: Boolean, whether `fit`, `evaluate` and `predict` find the average
+            in the model. One average of a list may. Defaults to `True`.
+        include: A regular expression, searched in the path of each weight, or
+            a function from a path to a boolean. What is left out stays raw.
+            Defaults to `None`, every weight.
+
+    Example:
+
+    >>> import keras, numpy, keras_wavg
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = numpy.ones((64, 2)), numpy.ones((64, 1))
+    >>> ema = keras_wavg.EMA(0.9)
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[ema])
+    >>> averaged = model.get_weights()
+    >>> ema.restore()
+    >>> raw = model.get_weights()
+
+    In a loop of one's own:
+
+    ```python
+    ema.set_model(model)
+    for batch in data:
+        train_step(batch)
+        ema.update()
+    with ema.applied():
+        model.evaluate(x_test, y_test)
+    ```
+
+    Raises:
+        ValueError: If an argument is out of its range, if both `decay` and
+            `half_life` are given, or if `include` matches no weight.
+
+    References:
+        - [Polyak and Juditsky, 1992](https://doi.org/10.1137/0330046)
+        - [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), section 3, for
+          the bias correction
+        - [Morales-Brotons et al., 2024](https://arxiv.org/abs/2411.18704)
+    """
+
+    def __init__(
+        self,
+        decay: float = _DEFAULT_DECAY,
+        *,
+        half_life: float | None = None,
+        bias_correction: bool = True,
+        warmup: bool = False,
+        every: int = 1,
+        start: int = 0,
+        swap: bool = True,
+        include: Include = None,
+    ) -> None:
+        self.decay = _decay(decay, half_life)
+        self.half_life = half_life
+        self.bias_correction = bias_correction
+        self.warmup = warmup
+        decays = WarmUpDecay if warmup else ConstantDecay
+        schedule = BiasCorrected if bias_correction else FromInitial
+        super().__init__(
+            schedule(decays(self.decay)),
+            every=_integer("every", every, at_least=1),
+            start=_integer("start", start, at_least=0),
+            swap=swap,
+            include=_include(include),
+        )
+
+
+def _decay(decay: float, half_life: float | None) -> float:
+    if half_life is None:
+        if not 0 <= decay < 1:
+            raise ValueError(
+                f"`decay` must be in the range [0, 1). Received: decay={decay}"
+            )
+        return float(decay)
+    if decay is not _DEFAULT_DECAY:
+        raise ValueError(
+            "Only one of `decay` and `half_life` can be given. Received: "
+            f"decay={decay}, half_life={half_life}"
+        )
+    if not 0 < half_life < float("inf"):
+        raise ValueError(
+            "`half_life` must be a positive number of optimizer steps. "
+            f"Received: half_life={half_life}"
+        )
+    return decay_from_half_life(half_life)
+
+
+def _integer(name: str, value: Any, *, at_least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = at_least - 1
+    if number < at_least:
+        raise ValueError(
+            f"`{name}` must be an integer >= {at_least}. Received: "
+            f"{name}={value!r}"
+        )
+    return number
+
+
+def _include(include: Include) -> Include:
+    try:
+        if isinstance(include, str):
+            re.compile(include)
+            return include
+    except re.error as error:
+        raise ValueError(
+            f"`include` must be a valid regular expression: {error}. "
+            f"Received: include={include!r}"
+        ) from error
+    if include is not None and not callable(include):
+        raise ValueError(
+            "`include` must be a regular expression, a function from a "
+            f"weight's path to a boolean, or `None`. Received: {include!r}"
+        )
+    return include

@@ -1,0 +1,134 @@
+"""Which optimizer step is it? Told from `fit`'s hooks, not from the device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The time of an update, in optimizer steps.
+
+    Args:
+        steps: Integer. The time, or what to add to the optimizer's count.
+        iterations: Variable that holds the optimizer's count of batches, or
+            `None` where `steps` says it all.
+        batches_per_step: Integer, the optimizer's gradient accumulation.
+    """
+
+    steps: int
+    iterations: Any = None
+    batches_per_step: int = 1
+
+
+class StepClock:
+    """Counts optimizer steps over one or several calls of `fit`.
+
+    The hooks tell the host all it needs to know in all but two cases: a
+    `LossScaleOptimizer` may skip a step, and the last group of
+    `steps_per_execution` may be short where the number of batches is unknown.
+    There the optimizer's own count decides, read where the update runs.
+
+    The optimizer's count is not used everywhere because it does not always
+    count steps: with a custom `train_step` the compiled optimizer may be idle,
+    and on TensorFlow data of unknown length adds one to it in each epoch.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._offset = 0
+        self._iterations = None
+        self._host_knows = True
+        self._batches_per_step = 1
+        self._batches_into_step = 0
+        self._batches_seen = 0
+        self._batches_in_epoch: int | None = None
+        self._batches_per_hook = 1
+
+    def begin_fit(self, model: Any, batches_in_epoch: int | None) -> None:
+        """Learn how the model's batches become optimizer steps.
+
+        Args:
+            model: The compiled model.
+            batches_in_epoch: Integer, or `None` if nobody knows.
+        """
+        self._trust_optimizer()
+        optimizer = getattr(model, "optimizer", None)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        inner = optimizer.inner_optimizer if scaled else optimizer
+        steps = getattr(inner, "gradient_accumulation_steps", None)
+        iterations = _iterations(inner)
+        self._batches_per_hook = model.steps_per_execution
+        self._batches_per_step = steps or 1
+        self._batches_in_epoch = batches_in_epoch
+        self._host_knows = iterations is None or (
+            not scaled
+            and (self._batches_per_hook == 1 or batches_in_epoch is not None)
+        )
+        self._iterations = iterations
+        self._offset = self.now - self._optimizer_steps()
+
+    def begin_epoch(self) -> None:
+        """Read the optimizer's count, where it matters."""
+        self._batches_seen = 0
+        if self._batches_per_step > 1:
+            self._batches_into_step = (
+                self._optimizer_batches() % self._batches_per_step
+            )
+        self._trust_optimizer()
+
+    def end_batches(self, batch: int) -> None:
+        """Count the batches up to and including `batch`.
+
+        Args:
+            batch: Integer, what Keras gave to `on_train_batch_end`.
+        """
+        ended = batch + 1
+        if self._batches_in_epoch is not None:
+            ended = min(ended, self._batches_in_epoch)
+        self._batches_into_step += ended - self._batches_seen
+        self._batches_seen = ended
+        steps, self._batches_into_step = divmod(
+            self._batches_into_step, self._batches_per_step
+        )
+        self.now += steps
+
+    @property
+    def steps_per_hook(self) -> int:
+        """The most optimizer steps between two hooks."""
+        return -(-self._batches_per_hook // self._batches_per_step)
+
+    def tick(self) -> None:
+        """Count one optimizer step of a loop without `fit`."""
+        self.now += 1
+        self._offset += 1
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the last batch of the epoch has ended, as far as known."""
+        return self._batches_seen == self._batches_in_epoch
+
+    def reading(self) -> Reading:
+        """What an update needs in order to know the time."""
+        if self._host_knows:
+            return Reading(self.now)
+        return Reading(self._offset, self._iterations, self._batches_per_step)
+
+    def _trust_optimizer(self) -> None:
+        if not self._host_knows:
+            self.now = self._offset + self._optimizer_steps()
+
+    def _optimizer_batches(self) -> int:
+        if self._iterations is None:
+            return 0
+        return int(keras.ops.convert_to_numpy(self._iterations.value))
+
+    def _optimizer_steps(self) -> int:
+        return self._optimizer_batches() // self._batches_per_step
+
+
+def _iterations(optimizer: Any) -> Any:
+    # `optimizer.iterations` is already divided by the accumulation.
+    variables = getattr(optimizer, "variables", ())
+    return next((v for v in variables if v.name == "iteration"), None)

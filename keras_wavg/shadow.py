@@ -1,0 +1,202 @@
+"""The running average of one model's weights, and its way into the model."""
+
+import re
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy
+
+from keras_wavg.backend import averages_class
+from keras_wavg.clock import Reading
+from keras_wavg.schedules import Schedule
+
+Include = str | Callable[[str], bool] | None
+"""Which variables: a regular expression, a predicate on paths, or all."""
+
+# The averages that are in a model now, the latest last.
+_inside: weakref.WeakKeyDictionary[Any, list["Shadow"]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class Shadow:
+    """Float32 averages of a model's variables.
+
+    While the average is in the model, the shadow keeps the raw weights, bit for
+    bit.
+
+    Args:
+        model: A built Keras model.
+        schedule: A `Schedule`.
+        start: Integer, the optimizer step from which samples count.
+        include: See `Include`.
+
+    Raises:
+        ValueError: If `include` matches no variable of the model.
+    """
+
+    def __init__(
+        self, model: Any, schedule: Schedule, start: int, include: Include
+    ) -> None:
+        # Weak, or the values of `_inside` would keep its keys alive.
+        self._model = weakref.ref(model)
+        self._include = include
+        self._variables = _averaged_variables(model, include)
+        self._averages = averages_class()(self._variables, schedule, start)
+        self._averages.bind(model)
+        self._raw: list[Any] | None = None
+        self._swapping = False
+
+    @property
+    def model(self) -> Any:
+        """The model, or `None` if it is gone."""
+        return self._model()
+
+    def bind(self) -> bool:
+        """Find the variables again: layers may have been frozen or added.
+
+        Returns:
+            Boolean, whether they are still the variables of the model.
+        """
+        self._averages.bind(self.model)
+        variables = _averaged_variables(self.model, self._include)
+        return [*map(id, variables)] == [*map(id, self._variables)]
+
+    def begin(self) -> None:
+        """Start at the weights of now, as a textbook average does."""
+        self._averages.begin(self.model)
+
+    def update(self, reading: Reading) -> None:
+        """Move towards the weights of now."""
+        self._averages.update(self.model, reading)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is an average: a first update was made."""
+        return self._averages.counters.steps > 0
+
+    @property
+    def skipped(self) -> int:
+        """Updates left out because a weight was NaN or infinite."""
+        return int(self._averages.counters.skipped)
+
+    @property
+    def applied(self) -> bool:
+        """Whether the average was put in the model and not taken out since."""
+        return self._raw is not None
+
+    def is_held(self) -> bool:
+        """Whether it was, and the model's weights are still the average."""
+        if self._raw is None or self._swapping:
+            return False
+        same = [
+            keras.ops.all(keras.ops.equal(variable.value, value))
+            for variable, value in zip(self._variables, self._cast(), strict=True)
+        ]
+        return bool(keras.ops.all(keras.ops.stack(same)))
+
+    def apply(self) -> None:
+        """Put the average in the model and keep the raw weights."""
+        if self.applied:
+            self.leave()
+        self._raw = [_copy(variable.value) for variable in self._variables]
+        _inside.setdefault(self.model, []).append(self)
+        self._assign(self._cast())
+
+    def restore(self) -> None:
+        """Give the raw weights back.
+
+        Raises:
+            ValueError: If another average was put in on top of this one.
+        """
+        self._require_on_top()
+        self._assign(self._raw or [])
+        self._forget_raw()
+
+    def leave(self) -> bool:
+        """Give the raw weights back, unless the average was replaced.
+
+        Returns:
+            Boolean. `False` if somebody replaced the average in the model.
+            Their weights then stay, and the raw weights are dropped.
+        """
+        self._require_on_top()
+        # A swap that was cut short left a mixture, and nobody's weights.
+        mine = self._swapping or self.is_held()
+        if mine:
+            self._assign(self._raw or [])
+        self._forget_raw()
+        return mine
+
+    def get_weights(self) -> list[numpy.ndarray]:
+        """The averages as arrays, in the order of `model.get_weights()`."""
+        averages = dict(
+            zip(map(id, self._variables), self._averages.read(), strict=True)
+        )
+        return [
+            keras.ops.convert_to_numpy(averages.get(id(v), v.value))
+            for v in self.model.weights
+        ]
+
+    def _cast(self) -> list[Any]:
+        averages = self._averages.read()
+        return [
+            keras.ops.cast(average, variable.dtype)
+            for variable, average in zip(self._variables, averages, strict=True)
+        ]
+
+    def _assign(self, values: list[Any]) -> None:
+        self._swapping = True
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
+        self._swapping = False
+
+    def _forget_raw(self) -> None:
+        _inside[self.model].remove(self)
+        self._raw = None
+        self._swapping = False
+
+    def _require_on_top(self) -> None:
+        if shadow_in(self.model) is not self:
+            raise ValueError(
+                "Averages must leave a model in the reverse of the order in "
+                "which they came in. Received: an average that lies under "
+                "another one. Call `restore()` of the other one first."
+            )
+
+
+def shadow_in(model: Any) -> Shadow | None:
+    """The average that is in `model`, the latest if there are several."""
+    return next(reversed(_inside.get(model, [])), None)
+
+
+def _averaged_variables(model: Any, include: Include) -> list[Any]:
+    chosen = _predicate(include)
+    variables = [
+        variable
+        for variable in model.weights
+        if keras.backend.is_float_dtype(variable.dtype)
+        # The scales of float8 training, which no optimizer steps.
+        and not getattr(variable, "overwrite_with_gradient", False)
+        and chosen(variable.path)
+    ]
+    if not variables:
+        raise ValueError(
+            "`include` must match the path of at least one floating-point "
+            f"weight of the model. Received: include={include!r}, for weights "
+            f"with the paths {[variable.path for variable in model.weights]}"
+        )
+    return variables
+
+
+def _predicate(include: Include) -> Callable[[str], Any]:
+    if include is None:
+        return lambda _: True
+    return re.compile(include).search if isinstance(include, str) else include
+
+
+def _copy(tensor: Any) -> Any:
+    # torch records the copy of a parameter in its autograd graph.
+    return keras.ops.copy(keras.ops.stop_gradient(tensor))

@@ -1,0 +1,131 @@
+"""Tiny models and data for the tests."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy
+from keras import layers
+
+BATCH = 8
+
+
+def data(batches: int = 10, seed: int = 0) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Inputs of shape `(n, 4)` and noisy targets of shape `(n, 1)`."""
+    rng = numpy.random.default_rng(seed)
+    x = rng.normal(size=(batches * BATCH, 4)).astype("float32")
+    noise = rng.normal(size=(len(x), 1))
+    return x, (numpy.sin(x[:, :1]) + 0.3 * noise).astype("float32")
+
+
+def generator(batches: int) -> Iterator[Any]:
+    """Batches one by one, their number unknown to Keras."""
+    x, y = data(batches)
+    for index in range(0, len(x), BATCH):
+        yield x[index : index + BATCH], y[index : index + BATCH]
+
+
+def dense() -> keras.Model:
+    """Two Dense layers."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(6, activation="tanh"),
+            layers.Dense(1),
+        ]
+    )
+
+
+def batch_norm() -> keras.Model:
+    """With moving statistics, random seeds and a weight too big to pack."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(200, activation="relu"),
+            layers.BatchNormalization(momentum=0.9),
+            layers.Dropout(0.2),
+            layers.Dense(100, activation="relu"),
+            layers.Dense(1),
+        ]
+    )
+
+
+def nested() -> keras.Model:
+    """A model in a model."""
+    inputs = keras.Input((4,))
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5), layers.BatchNormalization()]
+    )
+    return keras.Model(inputs, layers.Dense(1)(inner(inputs)))
+
+
+def shared() -> keras.Model:
+    """A layer that is used twice."""
+    inputs = keras.Input((4,))
+    layer = layers.Dense(4, activation="tanh")
+    return keras.Model(inputs, layers.Dense(1)(layer(layer(inputs))))
+
+
+class Subclassed(keras.Model):
+    """Layers as attributes, built by the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = layers.Dense(6, activation="relu")
+        self.normal = layers.BatchNormalization()
+        self.out = layers.Dense(1)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Predict."""
+        hidden = self.normal(self.hidden(inputs), training=training)
+        return self.out(hidden)
+
+
+def lazy() -> keras.Model:
+    """A Sequential model that the first batch builds."""
+    return keras.Sequential([layers.Dense(6, activation="relu"), layers.Dense(1)])
+
+
+KINDS = {
+    "dense": dense,
+    "batch_norm": batch_norm,
+    "nested": nested,
+    "shared": shared,
+    "subclassed": Subclassed,
+    "lazy": lazy,
+}
+
+
+def compiled(model: keras.Model, optimizer: Any = "adam", **options: Any) -> Any:
+    """The model, compiled with mean squared error."""
+    keras.utils.set_random_seed(1)
+    model.compile(optimizer, "mse", **options)
+    return model
+
+
+class Samples(keras.callbacks.Callback):
+    """Records the weights after each batch: the samples of an average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.initial: list[numpy.ndarray] = []
+        self.weights: list[list[numpy.ndarray]] = []
+        self.losses: list[float] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Record the weights before training."""
+        if self.model.built and not self.weights:
+            self.initial = self.model.get_weights()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Record the weights after a batch."""
+        self.weights.append(self.model.get_weights())
+        self.losses.append(logs["loss"])
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Whether two lists of arrays are the same, bit for bit."""
+    return len(first) == len(second) and all(
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for a, b in zip(map(numpy.asarray, first), map(numpy.asarray, second), strict=True)
+    )

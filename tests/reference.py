@@ -1,0 +1,61 @@
+"""The oracle: each average by its definition, in float64, naive on purpose."""
+
+from collections.abc import Sequence
+
+import numpy
+
+Weights = Sequence[numpy.ndarray]
+
+
+def ema(
+    samples: Sequence[Weights],
+    decay: float,
+    *,
+    initial: Weights | None = None,
+    every: int = 1,
+    start: int = 0,
+    warmup: bool = False,
+) -> list[numpy.ndarray]:
+    """Exponential moving average of the weights after each optimizer step.
+
+    Args:
+        samples: Weights after optimizer step 1, 2, ...
+        decay: Share kept in one optimizer step.
+        initial: Weights from before training: the textbook recursion starts
+            there. Without them the average is corrected for bias.
+        every: Optimizer steps between samples.
+        start: Optimizer steps that do not count.
+        warmup: Whether the n-th step keeps `min(decay, (1 + n) / (10 + n))`.
+
+    Returns:
+        List of float64 arrays.
+    """
+    counted = samples[start:]
+    averages = [
+        numpy.zeros(w.shape) if initial is None else initial[i].astype("float64")
+        for i, w in enumerate(samples[0])
+    ]
+    total = 0.0 if initial is None else 1.0
+    for last in range(every, len(counted) + 1, every):
+        kept = 1.0
+        for n in range(last - every + 1, last + 1):
+            kept *= min(decay, (1 + n) / (10 + n)) if warmup else decay
+        sample = counted[last - 1]
+        averages = [
+            kept * average + (1 - kept) * weights.astype("float64")
+            for average, weights in zip(averages, sample, strict=True)
+        ]
+        total = kept * total + (1 - kept)
+    return [average / total for average in averages]
+
+
+def relative_error(
+    received: Weights, expected: Weights
+) -> float:
+    """Largest difference, each array's measured by its largest element."""
+    errors = [
+        numpy.max(numpy.abs(a.astype("float64") - b)) / numpy.max(numpy.abs(b))
+        for a, b in zip(received, expected, strict=True)
+        if b.size and numpy.any(b)
+    ]
+    return float(max(errors))

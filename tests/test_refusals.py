@@ -1,0 +1,117 @@
+"""Bad arguments and impossible wishes get the rule and what was received."""
+
+import keras
+import models
+import numpy
+import pytest
+from models import BATCH, compiled, data, equal
+
+from keras_wavg import EMA
+
+X, Y = data(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decay": 1.0}, r"`decay` must be in the range \[0, 1\). Received: decay=1.0"),
+        ({"decay": -0.1}, r"`decay` must .* Received: decay=-0.1"),
+        ({"decay": float("nan")}, r"`decay` must .* Received: decay=nan"),
+        ({"decay": "0.9"}, r"`decay` must .* Received: decay=0.9"),
+        ({"decay": 0.9, "half_life": 5}, r"Only one of `decay` and `half_life`"),
+        ({"decay": 0.999, "half_life": 5}, r"Only one of `decay` and `half_life`"),
+        ({"half_life": 0}, r"`half_life` must be .* Received: half_life=0"),
+        ({"half_life": -3}, r"`half_life` must be .* Received: half_life=-3"),
+        ({"half_life": float("inf")}, r"`half_life` must be .* half_life=inf"),
+        ({"every": 0}, r"`every` must be an integer >= 1. Received: every=0"),
+        ({"every": -1}, r"`every` must be an integer >= 1. Received: every=-1"),
+        ({"every": 2.5}, r"`every` must be an integer >= 1. Received: every=2.5"),
+        ({"start": -1}, r"`start` must be an integer >= 0. Received: start=-1"),
+        ({"start": "1"}, r"`start` must be an integer >= 0. Received: start='1'"),
+        ({"include": "("}, r"`include` must be a valid regular expression"),
+        ({"include": 3}, r"`include` must be a regular expression, a function"),
+    ],
+    ids=str,
+)
+def test_a_bad_argument_is_refused_with_the_rule_and_what_was_received(
+    arguments, message
+):
+    with pytest.raises(ValueError, match=message):
+        EMA(**arguments)
+
+
+def test_numpy_numbers_are_numbers():
+    assert EMA(numpy.float32(0.5), every=numpy.int64(3)).every == 3
+
+
+def test_an_include_that_matches_nothing_names_the_paths_there_are():
+    with pytest.raises(ValueError, match=r"`include` must match .*kernel"):
+        fit(compiled(models.dense()), EMA(include="no such weight"))
+
+
+def fit(model, *callbacks):
+    return model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[*callbacks])
+
+
+def test_two_swapping_averages_are_refused_before_training():
+    model = compiled(models.dense())
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"At most one average .* `swap=True`"):
+        fit(model, EMA(0.9), EMA(0.99))
+    assert equal(model.get_weights(), before)
+
+
+def test_two_swapping_averages_are_refused_in_evaluate():
+    model, first, second = compiled(models.dense()), EMA(0.9), EMA(0.99)
+    fit(model, first)
+    first.restore()
+    fit(model, second)
+    with pytest.raises(ValueError, match="At most one average"):
+        model.evaluate(X, Y, verbose=0, callbacks=[first, second])
+
+
+def test_the_same_average_twice_in_a_list_is_refused():
+    ema = EMA(0.9)
+    with pytest.raises(ValueError, match="At most one average"):
+        fit(compiled(models.dense()), ema, ema)
+
+
+def test_a_textbook_average_of_an_unbuilt_model_says_how_to_build_it():
+    model, ema = compiled(models.lazy()), EMA(0.9, bias_correction=False)
+    if keras.config.backend() == "tensorflow":
+        with pytest.raises(ValueError, match=r"built .* `Input`.*model.build"):
+            fit(model, ema)
+        model.build((None, 4))
+    samples = models.Samples()
+    fit(model, samples, ema)
+    assert len(samples.weights) == 3
+
+
+def test_a_textbook_average_needs_the_weights_before_the_first_step():
+    model, ema = models.lazy(), EMA(0.9, bias_correction=False)
+    ema.set_model(model)
+    model.build((None, 4))
+    with pytest.raises(ValueError, match="built by then"):
+        ema.update()
+
+
+@pytest.mark.parametrize("method", ["update", "apply", "get_weights"])
+def test_without_a_model_a_method_says_how_to_give_one(method):
+    with pytest.raises(ValueError, match=r"needs a model.*set_model"):
+        getattr(EMA(0.9), method)()
+
+
+def test_there_are_no_weights_before_the_first_update():
+    ema = EMA(0.9, start=5)
+    ema.set_model(compiled(models.dense()))
+    with pytest.raises(ValueError, match=r"no update .* start=5"):
+        ema.get_weights()
+
+
+def test_an_update_of_a_model_that_holds_the_average_is_refused():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    before = ema.get_weights()
+    with pytest.raises(ValueError, match=r"Call `restore\(\)` first"):
+        ema.update()
+    assert equal(ema.get_weights(), before)

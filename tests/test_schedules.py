@@ -1,0 +1,97 @@
+"""The coefficients, against products and sums written out."""
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from keras_wavg.schedules import (
+    BiasCorrected,
+    ConstantDecay,
+    FromInitial,
+    WarmUpDecay,
+    decay_from_half_life,
+)
+
+DECAYS = st.floats(0, 0.99999)
+
+
+def scalar_average(schedule, samples, every, initial=0.0):
+    average = initial
+    for steps in range(every, len(samples) + 1, every):
+        coefficient = schedule.coefficient(float(steps), float(every))
+        average += coefficient * (samples[steps - 1] - average)
+    return average
+
+
+@given(decay=DECAYS, every=st.integers(1, 7), warmup=st.booleans())
+def test_folding_with_the_coefficients_gives_the_average_of_the_definition(
+    decay, every, warmup
+):
+    samples = numpy.random.default_rng(0).normal(size=30)
+    arrays = [[numpy.array([s])] for s in samples]
+    decays = WarmUpDecay(decay) if warmup else ConstantDecay(decay)
+    for schedule, initial in ((BiasCorrected(decays), None), (FromInitial(decays), 3.0)):
+        expected = reference.ema(
+            arrays,
+            decay,
+            initial=None if initial is None else [numpy.array([initial])],
+            every=every,
+            warmup=warmup,
+        )
+        received = scalar_average(schedule, samples, every, initial or 0.0)
+        assert received == pytest.approx(expected[0][0], rel=1e-9, abs=1e-12)
+
+
+@given(decay=DECAYS, every=st.integers(1, 1000), warmup=st.booleans())
+def test_the_first_bias_corrected_sample_is_the_average(decay, every, warmup):
+    decays = WarmUpDecay(decay) if warmup else ConstantDecay(decay)
+    assert BiasCorrected(decays).coefficient(every, every) == 1
+
+
+@given(
+    decay=DECAYS,
+    before=st.integers(0, 10**6),
+    first=st.integers(1, 500),
+    second=st.integers(1, 500),
+)
+def test_one_long_interval_keeps_what_two_short_ones_keep(
+    decay, before, first, second
+):
+    for decays in (ConstantDecay(decay), WarmUpDecay(decay)):
+        middle, end = before + first, before + first + second
+        in_two = decays.log_kept(middle, first) + decays.log_kept(end, second)
+        in_one = decays.log_kept(end, first + second)
+        assert numpy.exp(in_one) == pytest.approx(numpy.exp(in_two), abs=1e-12)
+
+
+def test_warm_up_reaches_its_decay_at_the_steps_of_the_formula():
+    for decay, steps in ((0.99, 890), (0.999, 8990), (0.9999, 89990)):
+        assert WarmUpDecay(decay).warm_up_steps == pytest.approx(steps, abs=1)
+
+
+def test_textbook_coefficient_is_one_minus_decay():
+    schedule = FromInitial(ConstantDecay(0.999))
+    assert schedule.coefficient(7, 1) == pytest.approx(0.001, rel=1e-12)
+    assert schedule.coefficient(8, 4) == pytest.approx(1 - 0.999**4, rel=1e-12)
+
+
+def test_half_of_the_past_is_forgotten_in_a_half_life():
+    assert decay_from_half_life(100) ** 100 == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999, 0.99999])
+@pytest.mark.parametrize("decays", [ConstantDecay, WarmUpDecay])
+def test_float32_coefficients_on_the_device_are_those_of_float64(decays, decay):
+    import keras
+
+    for schedule in (BiasCorrected(decays(decay)), FromInitial(decays(decay))):
+        for steps, interval in ((1, 1), (2, 1), (50, 1), (40, 4), (10**6, 10)):
+            expected = schedule.coefficient(float(steps), float(interval))
+            tensors = (
+                keras.ops.convert_to_tensor(float(n), "float32")
+                for n in (steps, interval)
+            )
+            received = schedule.coefficient(*tensors, keras.ops)
+            assert float(received) == pytest.approx(float(expected), rel=1e-6)

@@ -1,0 +1,169 @@
+"""In and out of the model: bit for bit, and never the model's own buffers."""
+
+import gc
+import weakref
+
+import keras
+import models
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import BATCH, compiled, data, equal
+
+from keras_wavg import EMA
+
+
+def fit(model, *callbacks, epochs=1, **options):
+    x, y = data(4)
+    options = {"batch_size": BATCH, "verbose": 0} | options
+    return model.fit(x, y, epochs=epochs, callbacks=[*callbacks], **options)
+
+
+def weights_of(dtype, values):
+    model = keras.Sequential(
+        [keras.Input((len(values),)), keras.layers.Dense(1, dtype=dtype)]
+    )
+    model.set_weights([numpy.reshape(values, (-1, 1)), numpy.zeros(1)])
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@settings(max_examples=20, deadline=None)
+@given(
+    raw=st.lists(st.floats(-6e4, 6e4, width=16), min_size=3, max_size=3),
+    other=st.lists(st.floats(-6e4, 6e4, width=16), min_size=3, max_size=3),
+)
+def test_apply_and_restore_is_the_identity_bit_for_bit(dtype, raw, other):
+    model, ema = weights_of(dtype, other), EMA(0.5)
+    ema.set_model(model)
+    ema.update()
+    model.set_weights([numpy.reshape(raw, (-1, 1)), numpy.ones(1)])
+    before = model.get_weights()
+    ema.apply()
+    ema.restore()
+    assert equal(model.get_weights(), before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_far_apart_from_their_average_come_back(dtype):
+    """Keras on TensorFlow swaps by adding and subtracting: 1e-6 becomes 0."""
+    model, ema = weights_of(dtype, [1e3, -1e3, 1e-6]), EMA(0.999)
+    ema.set_model(model)
+    for _ in range(3):
+        ema.update()
+    model.set_weights([numpy.array([[1e-6], [1e-6], [1e3]]), numpy.ones(1)])
+    before = model.get_weights()
+    with ema.applied():
+        assert float(model.get_weights()[0][0, 0]) == pytest.approx(1e3, rel=1e-2)
+    assert equal(model.get_weights(), before)
+
+
+def test_neither_average_nor_raw_weights_share_memory_with_the_model():
+    """JAX gives the model's arrays away to its next jitted step."""
+    model, ema = compiled(models.batch_norm()), EMA(0.9)
+    fit(model, ema)
+    averaged = ema.get_weights()
+    x, y = data(4)
+    for _ in range(3):
+        model.train_on_batch(x, y)
+        model.test_on_batch(x, y)
+        model.predict_on_batch(x)
+    assert equal(ema.get_weights(), averaged)
+    ema.restore()
+    raw = model.get_weights()
+    for _ in range(2):
+        ema.apply()
+        model.train_on_batch(x, y)
+        ema.restore()
+        assert equal(model.get_weights(), raw)
+
+
+def test_the_textbook_average_does_not_share_memory_with_the_model():
+    model = compiled(models.batch_norm())
+    ema = EMA(0.9, bias_correction=False, start=3)
+    fit(model, ema, epochs=2)
+    first = ema.get_weights()
+    fit(model, epochs=1)
+    assert equal(ema.get_weights(), first)
+
+
+def test_weights_do_not_remember_how_they_were_computed():
+    """A torch average that records gradients grows with every step."""
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    for value in ema._shadow._averages.read():
+        assert not getattr(value, "requires_grad", False)
+    for value in ema._shadow._raw:
+        assert not getattr(value, "requires_grad", False)
+
+
+def test_a_model_is_not_kept_alive_by_its_average():
+    model = compiled(models.dense())
+    fit(model, EMA(0.9))
+    reference = weakref.ref(model)
+    del model
+    keras.utils.clear_session()
+    gc.collect()
+    assert reference() is None
+
+
+def test_nested_averages_leave_in_reverse_order():
+    model = compiled(models.dense())
+    fast, slow = EMA(0.1), EMA(0.9, swap=False)
+    fit(model, fast, slow)
+    outside = model.get_weights()
+    with slow.applied():
+        assert not equal(model.get_weights(), outside)
+        with pytest.raises(ValueError, match="reverse of the order"):
+            fast.restore()
+    assert equal(model.get_weights(), outside)
+    fast.restore()
+
+
+def test_applying_twice_or_restoring_twice_changes_nothing():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    averaged = model.get_weights()
+    ema.apply()
+    assert equal(model.get_weights(), averaged)
+    ema.restore()
+    raw = model.get_weights()
+    ema.restore()
+    assert equal(model.get_weights(), raw)
+
+
+def test_a_context_in_an_applied_average_leaves_it_there():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    averaged = model.get_weights()
+    with ema.applied():
+        pass
+    assert equal(model.get_weights(), averaged)
+
+
+def test_an_interrupted_swap_loses_nothing():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    ema.restore()
+    raw = model.get_weights()
+    interrupt_after(2, ema._shadow._variables)
+    with pytest.raises(KeyboardInterrupt):
+        ema.apply()
+    assert not equal(model.get_weights(), raw)
+    ema.apply()
+    ema.restore()
+    assert equal(model.get_weights(), raw)
+
+
+def interrupt_after(count, variables):
+    """Let Ctrl-C arrive between two assignments, once."""
+    variable = variables[count]
+    assign = variable.assign
+
+    def interrupted(value):
+        variable.__dict__.pop("assign", None)
+        variable.assign = assign
+        raise KeyboardInterrupt
+
+    variable.assign = interrupted
