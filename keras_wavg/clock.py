@@ -54,7 +54,7 @@ class StepClock:
             batches_in_epoch: Integer, or `None` if nobody knows.
         """
         self._trust_optimizer()
-        optimizer = getattr(model, "optimizer", None)
+        optimizer: Any = getattr(model, "optimizer", None)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         inner = optimizer.inner_optimizer if scaled else optimizer
         steps = getattr(inner, "gradient_accumulation_steps", None)
@@ -78,11 +78,15 @@ class StepClock:
             )
         self._trust_optimizer()
 
-    def end_batches(self, batch: int) -> None:
+    def end_batches(self, batch: int) -> int:
         """Count the batches up to and including `batch`.
 
         Args:
             batch: Integer, what Keras gave to `on_train_batch_end`.
+
+        Returns:
+            Integer, the optimizer steps since the last call: no fewer than
+            there were, and more only where the optimizer's own count decides.
         """
         ended = batch + 1
         if self._batches_in_epoch is not None:
@@ -93,16 +97,18 @@ class StepClock:
             self._batches_into_step, self._batches_per_step
         )
         self.now += steps
+        return steps
 
     @property
     def steps_per_hook(self) -> int:
         """The most optimizer steps between two hooks."""
         return -(-self._batches_per_hook // self._batches_per_step)
 
-    def tick(self) -> None:
+    def tick(self) -> int:
         """Count one optimizer step of a loop without `fit`."""
         self.now += 1
         self._offset += 1
+        return 1
 
     @property
     def epoch_is_over(self) -> bool:

@@ -91,19 +91,15 @@ class Shadow:
         """Whether it was, and the model's weights are still the average."""
         if self._raw is None or self._swapping:
             return False
-        same = [
-            keras.ops.all(keras.ops.equal(variable.value, value))
-            for variable, value in zip(self._variables, self._cast(), strict=True)
-        ]
-        return bool(keras.ops.all(keras.ops.stack(same)))
+        return bool(self._averages.are_in_model())
 
     def apply(self) -> None:
         """Put the average in the model and keep the raw weights."""
         if self.applied:
             self.leave()
-        self._raw = [_copy(variable.value) for variable in self._variables]
+        self._raw = self._averages.snapshot()
         _inside.setdefault(self.model, []).append(self)
-        self._assign(self._cast())
+        self._assign(self._averages.read())
 
     def restore(self) -> None:
         """Give the raw weights back.
@@ -138,13 +134,6 @@ class Shadow:
         return [
             keras.ops.convert_to_numpy(averages.get(id(v), v.value))
             for v in self.model.weights
-        ]
-
-    def _cast(self) -> list[Any]:
-        averages = self._averages.read()
-        return [
-            keras.ops.cast(average, variable.dtype)
-            for variable, average in zip(self._variables, averages, strict=True)
         ]
 
     def _assign(self, values: list[Any]) -> None:
@@ -195,8 +184,3 @@ def _predicate(include: Include) -> Callable[[str], Any]:
     if include is None:
         return lambda _: True
     return re.compile(include).search if isinstance(include, str) else include
-
-
-def _copy(tensor: Any) -> Any:
-    # torch records the copy of a parameter in its autograd graph.
-    return keras.ops.copy(keras.ops.stop_gradient(tensor))

@@ -1,6 +1,6 @@
 """Tiny models and data for the tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -10,7 +10,9 @@ from keras import layers
 BATCH = 8
 
 
-def data(batches: int = 10, seed: int = 0) -> tuple[numpy.ndarray, numpy.ndarray]:
+def data(
+    batches: int = 10, seed: int = 0
+) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Inputs of shape `(n, 4)` and noisy targets of shape `(n, 1)`."""
     rng = numpy.random.default_rng(seed)
     x = rng.normal(size=(batches * BATCH, 4)).astype("float32")
@@ -25,6 +27,17 @@ def generator(batches: int) -> Iterator[Any]:
         yield x[index : index + BATCH], y[index : index + BATCH]
 
 
+def seeded(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+    """Let every model of a kind begin with the same weights."""
+
+    def seed_and_build() -> keras.Model:
+        keras.utils.set_random_seed(1)
+        return build()
+
+    return seed_and_build
+
+
+@seeded
 def dense() -> keras.Model:
     """Two Dense layers."""
     return keras.Sequential(
@@ -36,6 +49,7 @@ def dense() -> keras.Model:
     )
 
 
+@seeded
 def batch_norm() -> keras.Model:
     """With moving statistics, random seeds and a weight too big to pack."""
     return keras.Sequential(
@@ -50,6 +64,7 @@ def batch_norm() -> keras.Model:
     )
 
 
+@seeded
 def nested() -> keras.Model:
     """A model in a model."""
     inputs = keras.Input((4,))
@@ -59,6 +74,7 @@ def nested() -> keras.Model:
     return keras.Model(inputs, layers.Dense(1)(inner(inputs)))
 
 
+@seeded
 def shared() -> keras.Model:
     """A layer that is used twice."""
     inputs = keras.Input((4,))
@@ -81,9 +97,12 @@ class Subclassed(keras.Model):
         return self.out(hidden)
 
 
+@seeded
 def lazy() -> keras.Model:
     """A Sequential model that the first batch builds."""
-    return keras.Sequential([layers.Dense(6, activation="relu"), layers.Dense(1)])
+    return keras.Sequential(
+        [layers.Dense(6, activation="relu"), layers.Dense(1)]
+    )
 
 
 KINDS = {
@@ -91,12 +110,14 @@ KINDS = {
     "batch_norm": batch_norm,
     "nested": nested,
     "shared": shared,
-    "subclassed": Subclassed,
+    "subclassed": seeded(Subclassed),
     "lazy": lazy,
 }
 
 
-def compiled(model: keras.Model, optimizer: Any = "adam", **options: Any) -> Any:
+def compiled(
+    model: keras.Model, optimizer: Any = "adam", **options: Any
+) -> Any:
     """The model, compiled with mean squared error."""
     keras.utils.set_random_seed(1)
     model.compile(optimizer, "mse", **options)
@@ -112,9 +133,9 @@ class Samples(keras.callbacks.Callback):
         self.weights: list[list[numpy.ndarray]] = []
         self.losses: list[float] = []
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Record the weights before training."""
-        if self.model.built and not self.weights:
+        if not self.initial:
             self.initial = self.model.get_weights()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -123,9 +144,21 @@ class Samples(keras.callbacks.Callback):
         self.losses.append(logs["loss"])
 
 
+class Steps(Samples):
+    """Records the weights where the optimizer counted a step."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Record the weights if the optimizer has moved."""
+        steps = int(self.model.optimizer.iterations)
+        if steps > len(self.weights):
+            super().on_train_batch_end(batch, logs)
+
+
 def equal(first: Any, second: Any) -> bool:
     """Whether two lists of arrays are the same, bit for bit."""
     return len(first) == len(second) and all(
         a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-        for a, b in zip(map(numpy.asarray, first), map(numpy.asarray, second), strict=True)
+        for a, b in zip(
+            map(numpy.asarray, first), map(numpy.asarray, second), strict=True
+        )
     )

@@ -32,7 +32,9 @@ def ema(
     """
     counted = samples[start:]
     averages = [
-        numpy.zeros(w.shape) if initial is None else initial[i].astype("float64")
+        numpy.zeros(w.shape)
+        if initial is None
+        else initial[i].astype("float64")
         for i, w in enumerate(samples[0])
     ]
     total = 0.0 if initial is None else 1.0
@@ -49,9 +51,7 @@ def ema(
     return [average / total for average in averages]
 
 
-def relative_error(
-    received: Weights, expected: Weights
-) -> float:
+def relative_error(received: Weights, expected: Weights) -> float:
     """Largest difference, each array's measured by its largest element."""
     errors = [
         numpy.max(numpy.abs(a.astype("float64") - b)) / numpy.max(numpy.abs(b))

@@ -42,7 +42,9 @@ def test_logged_metric_file_and_restored_model_are_the_same_weights(
     ]
     model = model_that_overfits()
     history = fit(
-        model, *(callbacks[i] for i in order), epochs=12,
+        model,
+        *(callbacks[i] for i in order),
+        epochs=12,
         validation_data=(X_VAL, Y_VAL),
     ).history["val_loss"]
     best = min(history)
@@ -54,10 +56,15 @@ def test_logged_metric_file_and_restored_model_are_the_same_weights(
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_without_validation_the_file_has_the_average_in_any_order(order, tmp_path):
+def test_without_validation_the_file_has_the_average_in_any_order(
+    order, tmp_path
+):
     path = str(tmp_path / "{epoch}.weights.h5")
     ema = EMA(0.8)
-    callbacks = [ema, keras.callbacks.ModelCheckpoint(path, save_weights_only=True)]
+    callbacks = [
+        ema,
+        keras.callbacks.ModelCheckpoint(path, save_weights_only=True),
+    ]
     model = model_that_overfits()
     fit(model, *callbacks[::order], epochs=3)
     saved = model_that_overfits()
@@ -71,7 +78,9 @@ def test_without_validation_the_file_has_the_average_in_any_order(order, tmp_pat
 def test_csv_logger_logs_the_score_of_the_file(order, tmp_path):
     callbacks = [
         EMA(0.8),
-        keras.callbacks.ModelCheckpoint(tmp_path / "last.weights.h5", save_weights_only=True),
+        keras.callbacks.ModelCheckpoint(
+            tmp_path / "last.weights.h5", save_weights_only=True
+        ),
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
     ]
     model = model_that_overfits()

@@ -5,7 +5,7 @@ import models
 import numpy
 import pytest
 import reference
-from models import Samples, compiled, data, equal
+from models import Samples, Steps, compiled, data, equal
 
 from keras_wavg import EMA
 
@@ -49,7 +49,9 @@ def test_every_decay_is_averaged_as_defined(decay, warmup, bias_correction):
 @pytest.mark.parametrize("every", [1, 3, 4, 7, 10])
 @pytest.mark.parametrize("start", [0, 1, 17])
 @pytest.mark.parametrize("bias_correction", [False, True])
-def test_only_every_kth_step_from_the_start_counts(every, start, bias_correction):
+def test_only_every_kth_step_from_the_start_counts(
+    every, start, bias_correction
+):
     ema = EMA(0.9, every=every, start=start, bias_correction=bias_correction)
     samples = Samples()
     fit(compiled(models.dense()), samples, ema)
@@ -65,7 +67,7 @@ def test_half_life_is_another_way_to_say_decay():
 
 
 def test_warm_up_without_bias_correction_is_the_one_of_tensorflow():
-    """The known trace of `tf.train.ExponentialMovingAverage(.25, num_updates)`."""
+    """`tf.train.ExponentialMovingAverage(.25, num_updates=1)` keeps 2/11."""
     model = compiled(models.dense())
     ema = EMA(0.25, warmup=True, bias_correction=False)
     ema.set_model(model)
@@ -76,11 +78,15 @@ def test_warm_up_without_bias_correction_is_the_one_of_tensorflow():
     assert reference.relative_error(ema.get_weights(), expected) < LIMIT
 
 
-@pytest.mark.parametrize("options", [
-    {"run_eagerly": True},
-    {"jit_compile": True},
-    {"jit_compile": False},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"run_eagerly": True},
+        {"jit_compile": True},
+        {"jit_compile": False},
+    ],
+    ids=str,
+)
 def test_averages_are_the_same_however_the_step_is_compiled(options):
     if options.get("jit_compile") and keras.config.backend() == "torch":
         pytest.skip("torch.compile needs a C++ toolchain and a minute")
@@ -89,17 +95,23 @@ def test_averages_are_the_same_however_the_step_is_compiled(options):
     assert_average(ema, samples)
 
 
-@pytest.mark.parametrize("options", [
-    {"decay": 0.97},
-    {"decay": 0.97, "swap": False},
-    {"decay": 0.97, "every": 3, "start": 4},
-    {"decay": 0.97, "bias_correction": False},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decay": 0.97},
+        {"decay": 0.97, "swap": False},
+        {"decay": 0.97, "every": 3, "start": 4},
+        {"decay": 0.97, "bias_correction": False},
+    ],
+    ids=str,
+)
 def test_training_losses_are_those_of_fit_without_the_average(options):
     def train(*callbacks):
         samples = Samples()
         history = fit(
-            compiled(models.batch_norm()), samples, *callbacks,
+            compiled(models.batch_norm()),
+            samples,
+            *callbacks,
             validation_split=0.2,
         )
         return history.history["loss"], samples.losses, samples.weights[-1]
@@ -114,7 +126,9 @@ def test_training_losses_are_those_of_fit_without_the_average(options):
 def test_training_losses_are_the_same_without_a_batch_hook_beside_ours():
     """Keras dispatches its own hooks otherwise when nobody has a batch hook."""
     plain = fit(compiled(models.batch_norm())).history["loss"]
-    assert fit(compiled(models.batch_norm()), EMA(0.97)).history["loss"] == plain
+    assert (
+        fit(compiled(models.batch_norm()), EMA(0.97)).history["loss"] == plain
+    )
 
 
 def test_a_long_run_from_known_weights_agrees_on_every_backend():
@@ -127,7 +141,12 @@ def test_a_long_run_from_known_weights_agrees_on_every_backend():
     shapes = [w.shape for w in model.get_weights()]
     walk = [[rng.normal(size=s).astype("float32") for s in shapes]]
     for _ in range(49):
-        walk.append([w + rng.normal(scale=0.1, size=w.shape).astype("float32") for w in walk[-1]])
+        walk.append(
+            [
+                w + rng.normal(scale=0.1, size=w.shape).astype("float32")
+                for w in walk[-1]
+            ]
+        )
     ema = EMA(0.97)
     ema.set_model(model)
     for weights in walk:
@@ -152,12 +171,16 @@ def test_half_precision_weights_are_averaged_in_float32():
         assert average == pytest.approx(2 - 0.999**5000, abs=1e-3)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"]
+)
 def test_every_dtype_policy_is_averaged_as_defined(policy):
     keras.config.set_dtype_policy(policy)
-    samples, ema = Samples(), EMA(0.97)
+    # float16 training skips the steps whose gradients overflow.
+    samples, ema = Steps(), EMA(0.97)
     model = compiled(models.batch_norm(), keras.optimizers.SGD(0.01))
     fit(model, samples, ema, epochs=2)
+    assert len(samples.weights) > 10
     assert_average(ema, samples)
     ema.restore()
     assert equal(model.get_weights(), samples.weights[-1])
@@ -199,7 +222,11 @@ def test_what_is_not_included_stays_raw():
     fit(model, samples, ema)
     averaged = reference.ema(samples.weights, 0.97)
     for weight, received, average, raw in zip(
-        model.weights, ema.get_weights(), averaged, samples.weights[-1], strict=True
+        model.weights,
+        ema.get_weights(),
+        averaged,
+        samples.weights[-1],
+        strict=True,
     ):
         if weight.path.endswith("kernel"):
             assert received == pytest.approx(average, rel=1e-5, abs=1e-7)
@@ -227,7 +254,7 @@ def test_the_averaged_model_is_made_of_get_weights():
 
 def test_random_seeds_and_integers_are_not_averaged():
     model = models.batch_norm()
-    model.add_weight(shape=(), dtype="int32", initializer="ones", name="count")
+    model.add_weight((), "ones", dtype="int32", trainable=False, name="count")
     ema = EMA(0.97)
     fit(compiled(model), ema)
     received = ema.get_weights()
@@ -238,9 +265,13 @@ def test_random_seeds_and_integers_are_not_averaged():
 def test_several_averages_ride_along_in_one_fit():
     model, samples = compiled(models.dense()), Samples()
     emas = [EMA(0.9), EMA(0.99, swap=False), EMA(0.5, every=3, swap=False)]
-    fit(model, samples, *emas)
+    history = fit(model, samples, *emas).history
     for ema in emas:
         assert_average(ema, samples)
+    assert (
+        history["loss"]
+        == fit(compiled(models.dense()), Samples()).history["loss"]
+    )
 
 
 def test_loops_without_fit_are_averaged_as_defined():

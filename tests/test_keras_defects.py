@@ -24,7 +24,9 @@ def fit(model, *callbacks, epochs=2, **options):
 
 
 def with_use_ema(model=None, **options):
-    optimizer = keras.optimizers.Adam(0.03, use_ema=True, ema_momentum=0.8, **options)
+    optimizer = keras.optimizers.Adam(
+        0.03, use_ema=True, ema_momentum=0.8, **options
+    )
     return compiled(model or models.dense(), optimizer)
 
 
@@ -59,7 +61,9 @@ def test_raw_weights_are_given_back_after_predict():
 def test_defect_a_swap_on_tensorflow_loses_bits():
     model = trained_halfway(with_use_ema())
     raw = model.get_weights()
-    model.evaluate(X, Y, verbose=0, callbacks=[keras.callbacks.SwapEMAWeights()])
+    model.evaluate(
+        X, Y, verbose=0, callbacks=[keras.callbacks.SwapEMAWeights()]
+    )
     assert not equal(model.get_weights(), raw)
 
 
@@ -101,13 +105,19 @@ def test_defect_an_early_stop_ends_on_the_raw_weights():
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_defect_the_best_file_scores_something_else_than_was_logged(ours, tmp_path):
+def test_defect_the_best_file_scores_something_else_than_was_logged(
+    ours, tmp_path
+):
     model = with_ema() if ours else with_use_ema()
     average = EMA(0.8) if ours else keras.callbacks.SwapEMAWeights()
     save = keras.callbacks.ModelCheckpoint(
-        tmp_path / "best.weights.h5", save_best_only=True, save_weights_only=True
+        tmp_path / "best.weights.h5",
+        save_best_only=True,
+        save_weights_only=True,
     )
-    history = fit(model, average, save, validation_data=(X_VAL, Y_VAL), epochs=4)
+    history = fit(
+        model, average, save, validation_data=(X_VAL, Y_VAL), epochs=4
+    )
     saved = with_ema()
     saved.load_weights(tmp_path / "best.weights.h5", skip_mismatch=True)
     received = saved.evaluate(X_VAL, Y_VAL, verbose=0)
@@ -122,15 +132,20 @@ def test_defect_the_average_moves_at_every_accumulated_batch():
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             model = self.model
-            averages.append([
-                keras.ops.convert_to_numpy(v.value)
-                for v in model.optimizer.variables
-                if "average" in v.path
-            ])
+            averages.append(
+                [
+                    keras.ops.convert_to_numpy(v.value)
+                    for v in model.optimizer.variables
+                    if "average" in v.path
+                ]
+            )
 
     model.fit(
-        numpy.concatenate([X, X]), numpy.concatenate([Y, Y]),
-        batch_size=BATCH, verbose=0, callbacks=[Look()],
+        numpy.concatenate([X, X]),
+        numpy.concatenate([Y, Y]),
+        batch_size=BATCH,
+        verbose=0,
+        callbacks=[Look()],
     )
     assert not equal(averages[8], averages[9])
 
@@ -175,5 +190,7 @@ def test_defect_raw_weights_are_gone_after_fit():
     fit(model, samples)
     assert not equal(model.get_weights(), samples.weights[-1])
     raw = [w.tobytes() for w in samples.weights[-1]]
-    kept = [keras.ops.convert_to_numpy(v.value) for v in model.optimizer.variables]
+    kept = [
+        keras.ops.convert_to_numpy(v.value) for v in model.optimizer.variables
+    ]
     assert not set(raw) & {w.tobytes() for w in kept}

@@ -14,20 +14,35 @@ X, Y = data(3)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"decay": 1.0}, r"`decay` must be in the range \[0, 1\). Received: decay=1.0"),
+        (
+            {"decay": 1.0},
+            r"`decay` must be in the range \[0, 1\). Received: decay=1.0",
+        ),
         ({"decay": -0.1}, r"`decay` must .* Received: decay=-0.1"),
         ({"decay": float("nan")}, r"`decay` must .* Received: decay=nan"),
-        ({"decay": "0.9"}, r"`decay` must .* Received: decay=0.9"),
-        ({"decay": 0.9, "half_life": 5}, r"Only one of `decay` and `half_life`"),
-        ({"decay": 0.999, "half_life": 5}, r"Only one of `decay` and `half_life`"),
+        ({"decay": "0.9"}, r"`decay` must .* Received: decay='0.9'"),
+        (
+            {"decay": 0.9, "half_life": 5},
+            r"Only one of `decay` and `half_life`",
+        ),
+        (
+            {"decay": 0.999, "half_life": 5},
+            r"Only one of `decay` and `half_life`",
+        ),
         ({"half_life": 0}, r"`half_life` must be .* Received: half_life=0"),
         ({"half_life": -3}, r"`half_life` must be .* Received: half_life=-3"),
         ({"half_life": float("inf")}, r"`half_life` must be .* half_life=inf"),
         ({"every": 0}, r"`every` must be an integer >= 1. Received: every=0"),
         ({"every": -1}, r"`every` must be an integer >= 1. Received: every=-1"),
-        ({"every": 2.5}, r"`every` must be an integer >= 1. Received: every=2.5"),
+        (
+            {"every": 2.5},
+            r"`every` must be an integer >= 1. Received: every=2.5",
+        ),
         ({"start": -1}, r"`start` must be an integer >= 0. Received: start=-1"),
-        ({"start": "1"}, r"`start` must be an integer >= 0. Received: start='1'"),
+        (
+            {"start": "1"},
+            r"`start` must be an integer >= 0. Received: start='1'",
+        ),
         ({"include": "("}, r"`include` must be a valid regular expression"),
         ({"include": 3}, r"`include` must be a regular expression, a function"),
     ],

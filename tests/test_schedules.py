@@ -2,10 +2,10 @@
 
 import numpy
 import pytest
+import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-import reference
 from keras_wavg.schedules import (
     BiasCorrected,
     ConstantDecay,
@@ -32,7 +32,10 @@ def test_folding_with_the_coefficients_gives_the_average_of_the_definition(
     samples = numpy.random.default_rng(0).normal(size=30)
     arrays = [[numpy.array([s])] for s in samples]
     decays = WarmUpDecay(decay) if warmup else ConstantDecay(decay)
-    for schedule, initial in ((BiasCorrected(decays), None), (FromInitial(decays), 3.0)):
+    for schedule, initial in (
+        (BiasCorrected(decays), None),
+        (FromInitial(decays), 3.0),
+    ):
         expected = reference.ema(
             arrays,
             decay,

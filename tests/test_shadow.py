@@ -55,7 +55,9 @@ def test_weights_far_apart_from_their_average_come_back(dtype):
     model.set_weights([numpy.array([[1e-6], [1e-6], [1e3]]), numpy.ones(1)])
     before = model.get_weights()
     with ema.applied():
-        assert float(model.get_weights()[0][0, 0]) == pytest.approx(1e3, rel=1e-2)
+        assert float(model.get_weights()[0][0, 0]) == pytest.approx(
+            1e3, rel=1e-2
+        )
     assert equal(model.get_weights(), before)
 
 

@@ -1,4 +1,4 @@
-"""Averages on JAX: one jitted call an update, the old averages donated to it."""
+"""Averages on JAX: one jitted call an update, to which the old are donated."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Averages:
     ) -> None:
         self._variables = list(variables)
         self._schedule = schedule
-        self._counters = Counters(*(jnp.array(n) for n in (start, 0, 0)))
+        self._counters = Counters(*(jnp.int32(n) for n in (start, 0, 0)))
         self._arrays: list[jax.Array] = []
         self._places: dict[int, tuple[str, int]] = {}
 
@@ -77,13 +77,23 @@ class Averages:
         )
 
     def read(self) -> list[jax.Array]:
-        """The averages in the order and shapes of the variables."""
-        return self._unpack(self._arrays)
+        """The averages in the order and shapes of the variables, as copies."""
+        return _compiled_read(self._packing)(self._arrays)
+
+    def are_in_model(self) -> bool:
+        """Whether the variables are the averages, each in its own dtype."""
+        weights = [variable.value for variable in self._variables]
+        return bool(_compiled_comparison(self._packing)(self._arrays, weights))
+
+    def snapshot(self) -> list[jax.Array]:
+        """The values of the variables, safe from what happens to them next."""
+        # Arrays do not change, and only arrays in the model are donated.
+        return [variable.value for variable in self._variables]
 
     def _begin_at_zero(self, weights: list[jax.Array]) -> None:
         self._compile(weights)
         self._arrays = [
-            jnp.zeros_like(array, _average_dtype(array), device=array.sharding)
+            jnp.zeros_like(array, _average_dtype(array))
             for array in self._packing.pack(weights)
         ]
 
@@ -96,9 +106,6 @@ class Averages:
             ),
         )
         self._update = _compiled_update(self._schedule, self._packing)
-        self._unpack = jax.jit(
-            lambda arrays: list(map(jnp.copy, self._packing.unpack(arrays)))
-        )
 
     def _current(self, model: Any, variables: list[Any]) -> list[jax.Array]:
         state = _pending_state(model)
@@ -128,7 +135,9 @@ def _attach_state(model: Any) -> None:
 
 
 @functools.lru_cache
-def _compiled_update(schedule: Schedule, packing: Packing) -> Callable[..., Any]:
+def _compiled_update(
+    schedule: Schedule, packing: Packing
+) -> Callable[..., Any]:
     @functools.partial(jax.jit, donate_argnums=(0, 1), static_argnums=5)
     def update(
         averages: list[jax.Array],
@@ -157,6 +166,28 @@ def _compiled_update(schedule: Schedule, packing: Packing) -> Callable[..., Any]
         return averages, counters
 
     return update
+
+
+@functools.lru_cache
+def _compiled_read(packing: Packing) -> Callable[..., Any]:
+    return jax.jit(
+        lambda averages: [jnp.copy(a) for a in packing.unpack(averages)]
+    )
+
+
+@functools.lru_cache
+def _compiled_comparison(packing: Packing) -> Callable[..., Any]:
+    @jax.jit
+    def compare(averages: list[jax.Array], weights: list[jax.Array]) -> Any:
+        same = [
+            jnp.all(average.astype(weight.dtype) == weight)
+            for average, weight in zip(
+                packing.unpack(averages), weights, strict=True
+            )
+        ]
+        return jnp.all(jnp.stack(same))
+
+    return compare
 
 
 def _all_finite(arrays: list[jax.Array]) -> jax.Array:

@@ -5,7 +5,6 @@ with. The averages of small weights are therefore kept packed; a large one is
 kept as it is, because packing copies.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,10 +52,8 @@ class Packing:
     def unpack(self, packed: Sequence[Any]) -> list[Any]:
         """The arrays that `pack` was given, in their order and shapes."""
         arrays = dict(zip(reversed(self.large), reversed(packed), strict=False))
-        if self.small:
-            sizes = [math.prod(self.shapes[i]) for i in self.small]
-            ends = list(itertools.accumulate(sizes))
-            parts = keras.ops.split(packed[0], ends[:-1])
-            for i, part in zip(self.small, parts, strict=True):
-                arrays[i] = keras.ops.reshape(part, self.shapes[i])
+        end = 0
+        for i in self.small:
+            begin, end = end, end + math.prod(self.shapes[i])
+            arrays[i] = keras.ops.reshape(packed[0][begin:end], self.shapes[i])
         return [arrays[i] for i in range(len(self.shapes))]

@@ -1,6 +1,7 @@
 """Averages on TensorFlow: one compiled function an update."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -34,7 +35,9 @@ class Averages:
             tf.Variable(tf.zeros_like(sample), trainable=False)
             for sample in self._samples()
         ]
-        self._counters = tf.Variable([start, 0, 0], False, dtype=tf.int64)
+        self._counters = tf.Variable(
+            [start, 0, 0], trainable=False, dtype=tf.int64
+        )
         self._functions: dict[tuple[int, int], Any] = {}
 
     @property
@@ -59,8 +62,38 @@ class Averages:
         self._functions[key](tf.constant(reading.steps, tf.int64))
 
     def read(self) -> list[tf.Tensor]:
-        """The averages in the order and shapes of the variables."""
-        return self._packing.unpack([tf.identity(a) for a in self._averages])
+        """The averages in the order and shapes of the variables, as copies."""
+        return list(self._read())
+
+    def are_in_model(self) -> bool:
+        """Whether the variables are the averages, each in its own dtype."""
+        return bool(self._compare())
+
+    def snapshot(self) -> list[tf.Tensor]:
+        """The values of the variables, safe from what happens to them next."""
+        return list(self._copy())
+
+    @functools.cached_property
+    def _read(self) -> Any:
+        return _concrete(lambda: self._packing.unpack(self._averages))
+
+    @functools.cached_property
+    def _copy(self) -> Any:
+        return _concrete(lambda: [tf.identity(v) for v in self._variables])
+
+    @functools.cached_property
+    def _compare(self) -> Any:
+        def compare() -> tf.Tensor:
+            averages = self._packing.unpack(self._averages)
+            same = [
+                tf.reduce_all(tf.cast(average, variable.dtype) == variable)
+                for average, variable in zip(
+                    averages, self._variables, strict=True
+                )
+            ]
+            return tf.reduce_all(tf.stack(same))
+
+        return _concrete(compare)
 
     def _samples(self) -> list[tf.Tensor]:
         return self._packing.pack(
@@ -72,13 +105,11 @@ class Averages:
             average.assign(array)
 
     def _compiled(self, reading: Reading) -> Any:
-        # The concrete function: matching arguments to traces, at each call of
-        # a `tf.function`, costs as much as the update of a small model.
-        return tf.function(
+        return _concrete(
             lambda steps: self._traced_update(steps, reading),
-            autograph=False,
+            tf.TensorSpec([], tf.int64),
             jit_compile=not tf.distribute.has_strategy(),
-        ).get_concrete_function(tf.TensorSpec([], tf.int64))
+        )
 
     def _traced_update(self, steps: tf.Tensor, reading: Reading) -> None:
         samples = self._samples()
@@ -96,13 +127,24 @@ class Averages:
         averages = tf.cond(
             take,
             lambda: [
-                average + tf.cast(coefficient, average.dtype) * (sample - average)
+                average
+                + tf.cast(coefficient, average.dtype) * (sample - average)
                 for average, sample in zip(self._averages, samples, strict=True)
             ],
             lambda: [tf.identity(average) for average in self._averages],
         )
         self._assign(averages)
         self._counters.assign(tf.stack(counters))
+
+
+def _concrete(
+    function: Callable[..., Any], *signature: Any, jit_compile: bool = False
+) -> Any:
+    # Not the `tf.function` itself: what it does before each call costs as much
+    # as the update of a small model.
+    return tf.function(
+        function, autograph=False, jit_compile=jit_compile
+    ).get_concrete_function(*signature)
 
 
 def _all_finite(arrays: list[tf.Tensor]) -> tf.Tensor:

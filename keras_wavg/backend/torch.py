@@ -27,7 +27,9 @@ class Averages:
         self._weights = [v.value.detach() for v in self._variables]
         self._averages = [
             torch.zeros_like(
-                w, dtype=_average_dtype(w), memory_format=torch.contiguous_format
+                w,
+                dtype=_average_dtype(w),
+                memory_format=torch.contiguous_format,
             )
             for w in self._weights
         ]
@@ -70,10 +72,25 @@ class Averages:
         """The averages in the order and shapes of the variables."""
         return list(self._averages)
 
+    def are_in_model(self) -> bool:
+        """Whether the variables are the averages, each in its own dtype."""
+        return all(
+            torch.equal(average.to(weight.dtype), weight)
+            for average, weight in zip(
+                self._averages, self._weights, strict=True
+            )
+        )
+
+    def snapshot(self) -> list[torch.Tensor]:
+        """The values of the variables, safe from what happens to them next."""
+        return [weight.clone() for weight in self._weights]
+
     def _samples(self) -> list[torch.Tensor]:
         return [
             weight.to(average.dtype).contiguous()
-            for weight, average in zip(self._weights, self._averages, strict=True)
+            for weight, average in zip(
+                self._weights, self._averages, strict=True
+            )
         ]
 
 

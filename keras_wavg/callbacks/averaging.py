@@ -88,13 +88,14 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         Raises:
             ValueError: If there is no average yet.
         """
+        self._require_model()
         shadow = self._average()
         if shadow is None:
             raise ValueError(
-                "`get_weights()` needs an average, and there is none before the "
-                "first update. Received: no update of this model so far, with "
-                f"start={self.start} and every={self.every}. Train longer, or "
-                "take `model.get_weights()`."
+                "`get_weights()` needs an average, and there is none before "
+                "the first update. Received: no update of this model so far, "
+                f"with start={self.start} and every={self.every}. Train "
+                "longer, or take `model.get_weights()`."
             )
         return shadow.get_weights()
 
@@ -109,12 +110,12 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         self._require_model()
         if self._shadow is not None and self._shadow.applied:
             raise ValueError(
-                "`update()` needs the weights that are being trained. Received: "
-                "a model that holds the average. Call `restore()` first."
+                "`update()` needs the weights that are being trained. "
+                "Received: a model that holds the average. Call `restore()` "
+                "first."
             )
         self._follow_model()
-        self._clock.tick()
-        self._update_if_due()
+        self._after_steps(self._clock.tick())
 
     def apply(self) -> None:
         """Put the average in the model, until `restore()`.
@@ -191,14 +192,14 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the average."""
         self._refuse_another_thread()
-        self._clock.end_batches(batch)
-        self._update_if_due()
+        self._after_steps(self._clock.end_batches(batch))
         if self._clock.epoch_is_over:
             self._swap_in()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Put the average in."""
-        self._refuse_rivals()
+        if not self._in_fit:
+            self._refuse_rivals()
         put_in = self._swap_in()
         self._put_in_by_hook |= put_in and not self._in_fit
 
@@ -234,7 +235,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     def _forget_average(self) -> None:
         self._shadow: Shadow | None = None
         self._clock = StepClock()
-        self._updated_at = self.start
+        self._pending = 0
+        self._updated = False
 
     def _follow_model(self) -> None:
         if self._shadow is not None and self._shadow.model is not self._trained:
@@ -284,21 +286,31 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 self._refuse_an_unbuilt_model()
             self._current_shadow().begin()
 
-    def _update_if_due(self) -> None:
-        now = self._clock.now
-        if now - self._updated_at < self.every:
-            if now <= self.start:
-                self._begin_if_due()
-            return
-        if self._updated_at == self.start:
+    def _after_steps(self, steps: int) -> None:
+        counted = self._clock.now - self.start
+        if counted <= 0:
+            self._begin_if_due()
+        self._pending = min(self._pending + steps, counted)
+        if self._pending >= self.every:
+            self._pending = 0
+            self._update()
+
+    def _update(self) -> None:
+        if not self._updated:
             self._require_beginning()
-        self._updated_at = now
+            self._updated = True
+        # At an epoch's last batch the average of another callback may be in.
+        other = shadow_in(self._trained)
+        if other is not None:
+            other.restore()
         self._current_shadow().update(self._clock.reading())
+        if other is not None:
+            other.apply()
 
     def _current_shadow(self) -> Shadow:
         if self._shadow is None:
             self._shadow = Shadow(
-                self.model, self._schedule, self.start, self.include
+                self._trained, self._schedule, self.start, self.include
             )
         return self._shadow
 
@@ -322,19 +334,19 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             "An average that starts from the weights before training needs a "
             "model that is built by then. Received: a model without (all of) "
             "its weights. Give it an `Input`, or call it on data or "
-            "`model.build(input_shape)` before `fit` or `set_model`, or average "
-            "with `bias_correction=True`."
+            "`model.build(input_shape)` before `fit` or `set_model`, or "
+            "average with `bias_correction=True`."
         )
 
     def _refuse_rivals(self) -> None:
         # Keras gives all callbacks of a list the same dict.
         averages = self.params.setdefault("averages", [])
-        if self not in averages:
-            averages.append(self)
+        averages.append(self)
         swapping = [average for average in averages if average.swap]
         if len(swapping) > 1:
             raise ValueError(
-                "At most one average can be swapped into the model. Received: "
+                "At most one average can be swapped into the model. "
+                "Received: "
                 f"{len(swapping)} callbacks with `swap=True`: "
                 f"{', '.join(type(average).__name__ for average in swapping)}. "
                 "Pass `swap=False` to all but one."
@@ -343,9 +355,9 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     def _refuse_another_thread(self) -> None:
         if threading.get_ident() != self._thread:
             raise RuntimeError(
-                f"`{type(self).__name__}` must be passed in a list: Keras calls "
-                "a bare callback from other threads, while the next step is "
-                "already changing the weights. Received: "
+                f"`{type(self).__name__}` must be passed in a list: Keras "
+                "calls a bare callback from other threads, while the next "
+                "step is already changing the weights. Received: "
                 "callbacks=<a bare callback>. Write "
                 f"`callbacks=[{type(self).__name__}(...)]`."
             )

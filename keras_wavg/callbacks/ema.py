@@ -1,5 +1,7 @@
 """Exponential moving average of the weights."""
 
+import math
+import numbers
 import operator
 import re
 from typing import Any
@@ -14,8 +16,8 @@ from keras_wavg.schedules import (
 )
 from keras_wavg.shadow import Include
 
-# An object of its own: `EMA(0.999, half_life=10)` names both, `EMA(half_life=10)`
-# does not, and both see the same number.
+# An object of its own, to tell `EMA(0.999, half_life=10)`, which names both,
+# from `EMA(half_life=10)`.
 _DEFAULT_DECAY = float("0.999")
 
 
@@ -33,8 +35,8 @@ class EMA(WeightAveraging):
     - `1 - d` without: the textbook recursion
       `average = d * average + (1 - d) * weights`, started from the weights
       before training;
-    - with `warmup=True`, the same with `min(d, (1 + n) / (10 + n))` as the decay
-      of the n-th step.
+    - with `warmup=True`, the same with `min(d, (1 + n) / (10 + n))` as the
+      decay of the n-th step.
 
     In `fit` the average is in the model from the end of an epoch's last batch,
     through validation and the other callbacks, until the next epoch begins;
@@ -134,22 +136,27 @@ class EMA(WeightAveraging):
 
 def _decay(decay: float, half_life: float | None) -> float:
     if half_life is None:
-        if not 0 <= decay < 1:
+        if not _is_number(decay) or not 0 <= decay < 1:
             raise ValueError(
-                f"`decay` must be in the range [0, 1). Received: decay={decay}"
+                f"`decay` must be in the range [0, 1). "
+                f"Received: decay={decay!r}"
             )
         return float(decay)
     if decay is not _DEFAULT_DECAY:
         raise ValueError(
             "Only one of `decay` and `half_life` can be given. Received: "
-            f"decay={decay}, half_life={half_life}"
+            f"decay={decay!r}, half_life={half_life!r}"
         )
-    if not 0 < half_life < float("inf"):
+    if not _is_number(half_life) or not 0 < half_life < math.inf:
         raise ValueError(
             "`half_life` must be a positive number of optimizer steps. "
-            f"Received: half_life={half_life}"
+            f"Received: half_life={half_life!r}"
         )
     return decay_from_half_life(half_life)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
 
 
 def _integer(name: str, value: Any, *, at_least: int) -> int:

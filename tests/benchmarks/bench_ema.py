@@ -44,7 +44,9 @@ def main() -> None:
     bench_update()
     wide, tiny = (2048, 6), (32, 80)
     bench_fit("22 M parameters, 6 x Dense(2048)", *wide, steps=10, rounds=7)
-    bench_fit("162 small variables, 80 x Dense(32)", *tiny, steps=150, rounds=11)
+    bench_fit(
+        "162 small variables, 80 x Dense(32)", *tiny, steps=150, rounds=11
+    )
 
 
 def bench_update(rounds: int = 21) -> None:
@@ -101,7 +103,11 @@ def epoch(
         clock = EpochClock()
         keep_training(model)
         model.fit(
-            x, y, batch_size=32, verbose=0, shuffle=False,
+            x,
+            y,
+            batch_size=32,
+            verbose=0,
+            shuffle=False,
             callbacks=[clock, *callbacks],
         )
         return clock.seconds / steps
@@ -119,7 +125,9 @@ def keep_training(model: keras.Model) -> None:
             variable.assign(keras.ops.copy(variable.value))
 
 
-def dense_model(units: int, layers: int, options: dict[str, Any]) -> keras.Model:
+def dense_model(
+    units: int, layers: int, options: dict[str, Any]
+) -> keras.Model:
     """A stack of Dense layers, compiled with Adam."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -156,7 +164,9 @@ class LoopOfAssigns(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Move them."""
-        for shadow, variable in zip(self.shadows, self.model.weights, strict=True):
+        for shadow, variable in zip(
+            self.shadows, self.model.weights, strict=True
+        ):
             value = keras.ops.stop_gradient(variable.value)
             shadow.assign(shadow * DECAY + value * (1 - DECAY))
 
@@ -190,7 +200,9 @@ def report(
             if turn > 1:
                 seconds[name].append(result if own_clock else spent)
     first = next(iter(seconds))
-    print(f"\n{title}\n{'':28}{'median ms':>10}{'ratio':>8}{'min - max ms':>20}")
+    print(
+        f"\n{title}\n{'':28}{'median ms':>10}{'ratio':>8}{'min - max ms':>20}"
+    )
     for name, times in seconds.items():
         ratio = statistics.median(
             t / base for t, base in zip(times, seconds[first], strict=True)

@@ -15,7 +15,9 @@ def flat_lerp(size: int, decay: float) -> Callable[[], Any]:
     return makers[keras.config.backend()](size, decay)
 
 
-def peer_update(weights: list[Any], decay: float) -> dict[str, Callable[[], Any]]:
+def peer_update(
+    weights: list[Any], decay: float
+) -> dict[str, Callable[[], Any]]:
     """The backend's own tools on the same weights."""
     makers = {"jax": _optax, "tensorflow": _tf_ema, "torch": _swa_utils}
     return makers[keras.config.backend()](weights, decay)
@@ -92,7 +94,9 @@ def _flat_torch(size: int, decay: float) -> Callable[[], Any]:
     return lambda: average.lerp_(weights, 1 - decay)
 
 
-def _swa_utils(weights: list[Any], decay: float) -> dict[str, Callable[[], Any]]:
+def _swa_utils(
+    weights: list[Any], decay: float
+) -> dict[str, Callable[[], Any]]:
     import torch
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 

@@ -1,0 +1,119 @@
+"""Who may import whom, what is public, and what an import brings along."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_wavg
+
+PACKAGE = Path(keras_wavg.__file__).parent
+ROOMS = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+# A room may import what stands here, and the standard library.
+MAY_IMPORT = {
+    "__init__.py": {"keras_wavg.callbacks.ema"},
+    "schedules.py": {"numpy"},
+    "clock.py": {"keras"},
+    "backend/__init__.py": {"keras"},
+    "backend/counting.py": {"keras", "keras_wavg.schedules"},
+    "backend/packing.py": {"keras"},
+    "backend/jax.py": {
+        "jax",
+        "keras",
+        "keras_wavg.backend.counting",
+        "keras_wavg.backend.packing",
+        "keras_wavg.clock",
+        "keras_wavg.schedules",
+    },
+    "backend/tensorflow.py": {
+        "tensorflow",
+        "keras_wavg.backend.counting",
+        "keras_wavg.backend.packing",
+        "keras_wavg.clock",
+        "keras_wavg.schedules",
+    },
+    "backend/torch.py": {
+        "torch",
+        "keras_wavg.backend.counting",
+        "keras_wavg.clock",
+        "keras_wavg.schedules",
+    },
+    "shadow.py": {
+        "keras",
+        "numpy",
+        "keras_wavg.backend",
+        "keras_wavg.clock",
+        "keras_wavg.schedules",
+    },
+    "callbacks/__init__.py": {"keras_wavg.callbacks.ema"},
+    "callbacks/averaging.py": {
+        "keras",
+        "numpy",
+        "keras_wavg.clock",
+        "keras_wavg.schedules",
+        "keras_wavg.shadow",
+    },
+    "callbacks/ema.py": {
+        "keras_wavg.callbacks.averaging",
+        "keras_wavg.schedules",
+        "keras_wavg.shadow",
+    },
+}
+
+
+def imports(source: str) -> set[str]:
+    """Modules that a source imports, outside the standard library."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    roots = {
+        name if name.startswith("keras_wavg") else name.split(".")[0]
+        for name in found
+    }
+    return roots - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=str)
+def test_a_room_imports_only_what_it_may(room):
+    received = imports((PACKAGE / room).read_text())
+    assert received <= MAY_IMPORT[room.as_posix()]
+
+
+def test_the_table_names_every_room_and_no_other():
+    assert {room.as_posix() for room in ROOMS} == set(MAY_IMPORT)
+
+
+def test_a_forbidden_import_would_be_found():
+    source = "if x:\n  import torch.nn\n  from keras_wavg.shadow import Shadow"
+    assert imports(source) == {"torch", "keras_wavg.shadow"}
+
+
+def test_every_public_name_can_be_had_and_nothing_else_is_offered():
+    assert dir(keras_wavg) == keras_wavg.__all__
+    for name in keras_wavg.__all__:
+        assert getattr(keras_wavg, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'SMA'"):
+        _ = keras_wavg.SMA
+
+
+def test_importing_the_package_imports_no_backend():
+    heavy = "{'keras', 'tensorflow', 'jax', 'torch', 'numpy'}"
+    code = f"import sys, keras_wavg; print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_another_backend_is_refused_with_what_to_do(monkeypatch):
+    from keras_wavg.backend import averages_class
+
+    monkeypatch.setattr("keras.config.backend", lambda: "numpy")
+    with pytest.raises(NotImplementedError, match="KERAS_BACKEND"):
+        averages_class()

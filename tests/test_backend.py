@@ -1,0 +1,150 @@
+"""The rooms that know a backend, where they can go wrong on their own."""
+
+import logging
+
+import keras
+import models
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import BATCH, compiled, data, equal
+
+from keras_wavg import EMA
+from keras_wavg.backend.packing import SMALL, Packing
+
+on_jax = pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX's own")
+on_torch = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="torch's own"
+)
+X, Y = data(5)
+
+
+def fit(model, *callbacks, epochs=2):
+    return model.fit(
+        X,
+        Y,
+        batch_size=BATCH,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[*callbacks],
+        validation_data=(X, Y),
+    )
+
+
+SHAPES = st.sampled_from(
+    [(), (0,), (3,), (2, 2), (SMALL,), (SMALL + 1,), (1, 4, 1)]
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    arrays=st.lists(st.tuples(SHAPES, st.booleans()), min_size=1, max_size=6)
+)
+def test_unpacking_gives_what_was_packed(arrays):
+    shapes, packable = zip(*arrays, strict=True)
+    packing = Packing(shapes, packable)
+    values = [
+        numpy.full(shape, index, "float32")
+        for index, shape in enumerate(shapes)
+    ]
+    packed = packing.pack([keras.ops.convert_to_tensor(v) for v in values])
+    unpacked = packing.unpack(packed)
+    assert equal([keras.ops.convert_to_numpy(a) for a in unpacked], values)
+
+
+@on_jax
+def test_the_private_and_the_public_way_to_jax_weights_give_the_same(
+    monkeypatch,
+):
+    module = pytest.importorskip("keras_wavg.backend.jax")
+
+    def train():
+        ema = EMA(0.9)
+        model = compiled(models.batch_norm())
+        fit(model, ema)
+        model.layers[0].trainable = False
+        fit(compiled(model), ema)
+        return ema.get_weights()
+
+    calls = []
+    attach = module._attach_state
+    monkeypatch.setattr(
+        module, "_attach_state", lambda m: (calls.append(m), attach(m))
+    )
+    private = train()
+    assert not calls
+    monkeypatch.setattr(module, "_pending_state", lambda _: {})
+    assert equal(train(), private)
+    assert len(calls) == 20
+
+
+@on_jax
+def test_swaps_do_not_make_jax_compile_a_step_again(caplog):
+    """A committed array in a variable would make a new program of the step."""
+    import jax
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        fit(compiled(models.batch_norm()), EMA(0.9123), epochs=3)
+    compiled_now = [
+        r.message
+        for r in caplog.records
+        if "Finished XLA compilation" in r.message
+    ]
+    for name in ("train_step", "test_step", "update"):
+        assert sum(f"jit({name})" in text for text in compiled_now) == 1, name
+
+
+@on_torch
+def test_a_transposed_torch_parameter_is_averaged_element_by_element():
+    """The fused kernel walks memory, not indices."""
+    import torch
+
+    layer = keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    transposed = torch.arange(12.0).reshape(3, 4).t()
+    layer.kernel._value = torch.nn.Parameter(transposed)
+    ema = EMA(0.9)
+    ema.set_model(model)
+    ema.update()
+    assert numpy.array_equal(ema.get_weights()[0], transposed.numpy())
+
+
+def test_a_step_is_updated_without_reading_anything_back(monkeypatch):
+    """Between two epochs the host learns nothing from the device."""
+    read_back = []
+    monkeypatch.setattr(
+        keras.ops, "convert_to_numpy", lambda *_: read_back.append("numpy")
+    )
+    model, ema = models.batch_norm(), EMA(0.9)
+    ema.set_model(compiled(model))
+    if keras.config.backend() == "jax":
+        import jax
+
+        ema.update()
+        with jax.transfer_guard_device_to_host("disallow"):
+            for _ in range(3):
+                ema.update()
+    elif keras.config.backend() == "torch":
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if "_local_scalar_dense" in str(func):
+                    read_back.append(func)
+                return func(*args, **(kwargs or {}))
+
+        ema.update()
+        with Watch():
+            ema.update()
+    else:
+        import tensorflow as tf
+
+        ema.update()
+        monkeypatch.setattr(
+            tf.__internal__.EagerTensor,
+            "numpy",
+            lambda _: read_back.append("numpy"),
+        )
+        ema.update()
+    assert not read_back

@@ -1,0 +1,31 @@
+"""The README is true: its code runs, and the tests that it names exist."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def python_blocks() -> str:
+    """The README's Python, each line at its own line number."""
+    lines, inside = [], False
+    for line in README.splitlines():
+        fence = line.startswith("```")
+        lines.append(line if inside and not fence else "")
+        inside = line.startswith("```python") if fence else inside
+    return "\n".join(lines)
+
+
+def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = python_blocks()
+    assert code.count("EMA(") >= 2
+    exec(compile(code, "README.md", "exec"), {"__name__": "README"})  # noqa: S102
+
+
+def test_every_test_that_the_readme_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", README))
+    sources = "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    assert named
+    assert {name for name in named if f"def {name}(" not in sources} == set()
