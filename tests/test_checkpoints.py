@@ -28,10 +28,12 @@ def model_that_overfits():
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)), ids=str)
-@pytest.mark.parametrize("weights_only", [False, True])
 def test_logged_metric_file_and_restored_model_are_the_same_weights(
-    order, weights_only, tmp_path
+    order, tmp_path
 ):
+    weights_only = (
+        order[0] < order[1]
+    )  # each kind of file, each in three orders
     path = tmp_path / ("best.weights.h5" if weights_only else "best.keras")
     callbacks = [
         EMA(0.8),

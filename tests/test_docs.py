@@ -1,7 +1,11 @@
 """The README is true: its code runs, and the tests that it names exist."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,6 +26,14 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     code = python_blocks()
     assert code.count("EMA(") >= 2
     exec(compile(code, "README.md", "exec"), {"__name__": "README"})  # noqa: S102
+
+
+@pytest.mark.parametrize("room", ["schedules", "callbacks.ema"])
+def test_docstring_examples_run(room):
+    module = importlib.import_module(f"keras_wavg.{room}")
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_every_test_that_the_readme_names_exists():

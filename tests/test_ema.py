@@ -35,7 +35,7 @@ def test_fifty_steps_give_the_average_of_the_definition(kind):
     assert_average(ema, samples)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999, 0.99999])
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.99999])
 @pytest.mark.parametrize("warmup", [False, True])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_every_decay_is_averaged_as_defined(decay, warmup, bias_correction):
@@ -46,8 +46,8 @@ def test_every_decay_is_averaged_as_defined(decay, warmup, bias_correction):
     assert_average(ema, samples, initial=initial)
 
 
-@pytest.mark.parametrize("every", [1, 3, 4, 7, 10])
-@pytest.mark.parametrize("start", [0, 1, 17])
+@pytest.mark.parametrize("every", [1, 4, 7])
+@pytest.mark.parametrize("start", [0, 17])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_only_every_kth_step_from_the_start_counts(
     every, start, bias_correction

@@ -295,22 +295,27 @@ class Fail(keras.callbacks.Callback):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize(
     "hook",
     ["on_test_begin", "on_test_batch_end", "on_test_end", "on_epoch_end"],
 )
 @pytest.mark.parametrize("restored", [False, True])
 def test_after_ctrl_c_in_validation_training_goes_on_from_the_raw_weights(
-    error, hook, restored
+    hook, restored
 ):
     model, ema, samples = (
         compiled(models.batch_norm(), "sgd"),
         EMA(0.9),
         Samples(),
     )
-    with contextlib.suppress(error):
-        fit(model, samples, ema, Fail(error, hook), validation_data=(X, Y))
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(
+            model,
+            samples,
+            ema,
+            Fail(KeyboardInterrupt, hook),
+            validation_data=(X, Y),
+        )
     if restored:
         ema.restore()
         assert equal(model.get_weights(), samples.weights[-1])
