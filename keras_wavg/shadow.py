@@ -48,6 +48,7 @@ class Shadow:
         self._averages.bind(model)
         self._raw: list[Any] | None = None
         self._swapping = False
+        self.replaced = False
 
     @property
     def model(self) -> Any:
@@ -85,7 +86,7 @@ class Shadow:
     @property
     def applied(self) -> bool:
         """Whether the average was put in the model and not taken out since."""
-        return self._raw is not None
+        return self._raw is not None and self.model is not None
 
     def is_held(self) -> bool:
         """Whether it was, and the model's weights are still the average."""
@@ -111,20 +112,18 @@ class Shadow:
         self._assign(self._raw or [])
         self._forget_raw()
 
-    def leave(self) -> bool:
-        """Give the raw weights back, unless the average was replaced.
+    def leave(self) -> None:
+        """Give the raw weights back, unless somebody replaced the average.
 
-        Returns:
-            Boolean. `False` if somebody replaced the average in the model.
-            Their weights then stay, and the raw weights are dropped.
+        Their weights then stay, the raw weights are dropped, and `replaced`
+        tells of it.
         """
         self._require_on_top()
         # A swap that was cut short left a mixture, and nobody's weights.
-        mine = self._swapping or self.is_held()
-        if mine:
+        self.replaced = not (self._swapping or self.is_held())
+        if not self.replaced:
             self._assign(self._raw or [])
         self._forget_raw()
-        return mine
 
     def get_weights(self) -> list[numpy.ndarray]:
         """The averages as arrays, in the order of `model.get_weights()`."""

@@ -1,6 +1,7 @@
 """When the average is in the model, whatever happens before and after."""
 
 import contextlib
+import gc
 from typing import Any
 
 import keras
@@ -509,3 +510,46 @@ def test_an_average_that_never_began_leaves_raw_weights_and_says_so():
     with pytest.warns(UserWarning, match="made no average"):
         fit(model, samples, ema)
     assert equal(model.get_weights(), samples.weights[-1])
+
+
+def test_a_loop_with_a_callback_list_is_averaged_as_a_fit():
+    model, ema, walk = compiled(models.batch_norm()), EMA(0.9), []
+    callbacks = keras.callbacks.CallbackList([ema], model=model)
+    callbacks.on_train_begin()
+    for epoch in range(2):
+        callbacks.on_epoch_begin(epoch)
+        for batch in range(5):
+            callbacks.on_train_batch_begin(batch)
+            model.train_on_batch(X[:BATCH], Y[:BATCH])
+            walk.append(model.get_weights())
+            callbacks.on_train_batch_end(batch)
+        callbacks.on_epoch_end(epoch)
+    callbacks.on_train_end()
+    assert_average(ema, walk)
+    assert equal(model.get_weights(), as_in_model(ema.get_weights(), model))
+
+
+def test_a_model_that_is_gone_needs_no_raw_weights():
+    first, second, ema = (
+        compiled(models.dense()),
+        compiled(models.lazy()),
+        EMA(0.9),
+    )
+    fit(first, ema)
+    ema.set_model(second)
+    del first
+    keras.utils.clear_session()
+    gc.collect()
+    ema.restore()
+
+
+def test_another_model_chosen_before_training_has_its_own_textbook_average():
+    first, second = compiled(models.dense()), compiled(models.batch_norm())
+    ema = EMA(0.9, bias_correction=False)
+    ema.set_model(first)
+    ema.set_model(second)
+    initial = second.get_weights()
+    second.train_on_batch(X[:BATCH], Y[:BATCH])
+    ema.update()
+    expected = reference.ema([second.get_weights()], 0.9, initial=initial)
+    assert reference.relative_error(ema.get_weights(), expected) < 1e-6

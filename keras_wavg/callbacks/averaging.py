@@ -170,7 +170,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         """Get the raw weights in place and get ready to count."""
         self._refuse_rivals()
         self._thread = threading.get_ident()
-        self._batches_in_epoch = self.params["steps"]
+        self._batches_in_epoch = (self.params or {}).get("steps")
         self._follow_model()
         self._take_out()
         if self._shadow is not None and not self._shadow.bind():
@@ -265,10 +265,10 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     def _take_out(self) -> None:
         # Also the average of another callback, left there by an earlier `fit`.
         while shadow := shadow_in(self.model):
-            replaced = not shadow.leave()
-            if replaced and shadow is self._shadow:
-                self._forget_average()
-                self._begin_clock()
+            shadow.leave()
+        if self._shadow is not None and self._shadow.replaced:
+            self._forget_average()
+            self._begin_clock()
 
     # Time
 
@@ -284,6 +284,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         ):
             if not self._trained.built:
                 self._refuse_an_unbuilt_model()
+            self._follow_model()
             self._current_shadow().begin()
 
     def _after_steps(self, steps: int) -> None:
@@ -339,6 +340,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         )
 
     def _refuse_rivals(self) -> None:
+        if self.params is None:
+            return
         # Keras gives all callbacks of a list the same dict.
         averages = self.params.setdefault("averages", [])
         averages.append(self)

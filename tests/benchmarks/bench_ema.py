@@ -43,10 +43,8 @@ def main() -> None:
     )
     bench_update()
     wide, tiny = (2048, 6), (32, 80)
-    bench_fit("22 M parameters, 6 x Dense(2048)", *wide, steps=10, rounds=7)
-    bench_fit(
-        "162 small variables, 80 x Dense(32)", *tiny, steps=150, rounds=11
-    )
+    bench_fit("22 M parameters, 6 x Dense(2048)", *wide, steps=20, rounds=5)
+    bench_fit("162 small variables, 80 x Dense(32)", *tiny, steps=100, rounds=7)
 
 
 def bench_update(rounds: int = 21) -> None:
