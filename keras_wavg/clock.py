@@ -78,17 +78,15 @@ class StepClock:
             )
         self._trust_optimizer()
 
-    def end_batches(self, batch: int) -> int:
-        """Count the batches up to and including `batch`.
-
-        Args:
-            batch: Integer, what Keras gave to `on_train_batch_end`.
+    def end_batches(self) -> int:
+        """Count the batches that ended with a call of `on_train_batch_end`.
 
         Returns:
             Integer, the optimizer steps since the last call: no fewer than
             there were, and more only where the optimizer's own count decides.
         """
-        ended = batch + 1
+        # Not the hook's `batch`: Keras 3.10 gives the first of a group.
+        ended = self._batches_seen + self._batches_per_hook
         if self._batches_in_epoch is not None:
             ended = min(ended, self._batches_in_epoch)
         self._batches_into_step += ended - self._batches_seen

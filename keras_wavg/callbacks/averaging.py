@@ -192,7 +192,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the average."""
         self._refuse_another_thread()
-        self._after_steps(self._clock.end_batches(batch))
+        self._after_steps(self._clock.end_batches())
         if self._clock.epoch_is_over:
             self._swap_in()
 
