@@ -82,8 +82,9 @@ class StepClock:
         """Count the batches that ended with a call of `on_train_batch_end`.
 
         Returns:
-            Integer, the optimizer steps since the last call: no fewer than
-            there were, and more only where the optimizer's own count decides.
+            Integer, the optimizer steps since the last call. Where the
+            optimizer's own count decides, an estimate that is good enough to
+            tell when an update is due.
         """
         # Not the hook's `batch`: Keras 3.10 gives the first of a group.
         ended = self._batches_seen + self._batches_per_hook

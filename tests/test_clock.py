@@ -169,6 +169,14 @@ def test_steps_that_loss_scaling_skips_are_no_steps(every):
         assert_average_of_groups(ema, samples.weights[2:18:3], groups)
 
 
+def test_loss_scaling_with_accumulation_counts_optimizer_steps():
+    model, ema = loss_scaled(gradient_accumulation_steps=4), EMA(0.9)
+    steps = Steps()
+    fit(model, steps, ema, batches=12, epochs=2)
+    assert len(steps.weights) == 6
+    assert_average(ema, steps.weights)
+
+
 def test_no_step_at_all_makes_no_average_and_says_so():
     model = loss_scaled()
     fit(model, batches=1, epochs=1)
