@@ -1,7 +1,13 @@
 """The float32 averages of the running backend, one small module for each.
 
 These are the only rooms that know JAX, TensorFlow or torch. Each has one class,
-`Averages`, with the same verbs: `begin`, `update`, `read` and `counters`.
+`Averages`, with the same verbs:
+
+- `bind(model)`: find the variables, at the beginning of each `fit`
+- `begin(model)`: let the averages be the weights of now
+- `update(model, reading)`: one fused call, nothing read back
+- `read()`, `snapshot()`, `are_in_model()`: what a swap needs
+- `counters`: the counts, as integers
 """
 
 import importlib
