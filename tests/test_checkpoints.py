@@ -9,6 +9,7 @@ from models import BATCH, compiled, data
 
 from keras_wavg import EMA
 
+ORDERS = list(itertools.permutations(range(3)))
 X, Y = data(6)
 X_VAL, Y_VAL = data(4, seed=1)
 
@@ -27,7 +28,7 @@ def model_that_overfits():
     return compiled(models.batch_norm(), keras.optimizers.Adam(0.03))
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)), ids=str)
+@pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_logged_metric_file_and_restored_model_are_the_same_weights(
     order, tmp_path
 ):
