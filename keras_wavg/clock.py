@@ -72,6 +72,7 @@ class StepClock:
     def begin_epoch(self) -> None:
         """Read the optimizer's count, where it matters."""
         self._batches_seen = 0
+        self._batches_into_step = 0
         if self._batches_per_step > 1:
             self._batches_into_step = (
                 self._optimizer_batches() % self._batches_per_step

@@ -1,8 +1,9 @@
 """The running average of one model's weights, and its way into the model."""
 
+import contextlib
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -121,9 +122,10 @@ class Shadow:
         self._require_on_top()
         # A swap that was cut short left a mixture, and nobody's weights.
         self.replaced = not (self._swapping or self.is_held())
-        if not self.replaced:
-            self._assign(self._raw or [])
-        self._forget_raw()
+        if self.replaced:
+            self._forget_raw()
+        else:
+            self.restore()
 
     def get_weights(self) -> list[numpy.ndarray]:
         """The averages as arrays, in the order of `model.get_weights()`."""
@@ -158,6 +160,19 @@ class Shadow:
 def shadow_in(model: Any) -> Shadow | None:
     """The average that is in `model`, the latest if there are several."""
     return next(reversed(_inside.get(model, [])), None)
+
+
+@contextlib.contextmanager
+def raw_weights(model: Any) -> Iterator[None]:
+    """Context in which the latest average in `model` is out of it."""
+    shadow = shadow_in(model)
+    if shadow is not None:
+        shadow.restore()
+    try:
+        yield
+    finally:
+        if shadow is not None:
+            shadow.apply()
 
 
 def _averaged_variables(model: Any, include: Include) -> list[Any]:

@@ -169,6 +169,15 @@ def test_steps_that_loss_scaling_skips_are_no_steps(every):
         assert_average_of_groups(ema, samples.weights[2:18:3], groups)
 
 
+def test_batches_left_over_by_accumulation_do_not_count_after_a_recompile():
+    optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=4)
+    model, ema = compiled(models.dense(), optimizer), EMA(0.9)
+    steps, samples = Steps(), Samples()
+    fit(model, steps, ema, batches=7, epochs=1)
+    fit(compiled(model, "sgd"), samples, ema, batches=3, epochs=1)
+    assert_average(ema, steps.weights + samples.weights)
+
+
 def test_loss_scaling_with_accumulation_counts_optimizer_steps():
     model, ema = loss_scaled(gradient_accumulation_steps=4), EMA(0.9)
     steps = Steps()

@@ -274,6 +274,14 @@ def test_several_averages_ride_along_in_one_fit():
     )
 
 
+def test_a_textbook_average_may_ride_along_from_the_last_batch_on():
+    """The swapping average is in by then; the rider begins underneath it."""
+    model, samples = compiled(models.dense()), Samples()
+    rider = EMA(0.9, bias_correction=False, start=10, swap=False)
+    fit(model, samples, EMA(0.9), rider, epochs=2)
+    assert_average(rider, samples, initial=samples.weights[9])
+
+
 def test_loops_without_fit_are_averaged_as_defined():
     model = compiled(models.batch_norm())
     x, y = data(1)

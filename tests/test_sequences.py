@@ -553,3 +553,28 @@ def test_another_model_chosen_before_training_has_its_own_textbook_average():
     ema.update()
     expected = reference.ema([second.get_weights()], 0.9, initial=initial)
     assert reference.relative_error(ema.get_weights(), expected) < 1e-6
+
+
+def test_a_loop_after_a_fit_with_another_average_trains_undisturbed():
+    model, fitted, ema = compiled(models.dense()), EMA(0.9), EMA(0.5)
+    fit(model, fitted)
+    ema.set_model(model)
+    walk = []
+    for _ in range(4):
+        model.train_on_batch(X[:BATCH], Y[:BATCH])
+        walk.append(model.get_weights())
+        ema.update()
+        assert equal(model.get_weights(), walk[-1])
+    assert_average(ema, walk)
+
+
+def test_an_evaluation_cut_short_does_not_change_the_next_fit():
+    model, ema = compiled(models.dense()), EMA(0.9, bias_correction=False)
+    fit(model, ema)
+    ema.restore()
+    with pytest.raises(KeyboardInterrupt):
+        score(model, ema, Fail(KeyboardInterrupt, "on_test_batch_end"))
+    ema.restore()
+    spy = Spy(ema)
+    fit(model, spy, ema, validation_data=(X, Y))
+    assert all(inside for hook, inside in spy.seen if hook in IN)

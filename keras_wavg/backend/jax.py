@@ -112,7 +112,7 @@ class Averages:
         try:
             places = [self._places[id(v)] for v in variables]
             return [state[kind][index] for kind, index in places]
-        except (KeyError, IndexError):
+        except (KeyError, IndexError, TypeError):
             _attach_state(model)
             return [variable.value for variable in variables]
 

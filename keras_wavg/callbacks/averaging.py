@@ -12,7 +12,7 @@ import numpy
 
 from keras_wavg.clock import StepClock
 from keras_wavg.schedules import Schedule
-from keras_wavg.shadow import Include, Shadow, shadow_in
+from keras_wavg.shadow import Include, Shadow, raw_weights, shadow_in
 
 
 class WeightAveraging(keras.callbacks.Callback, abc.ABC):
@@ -192,7 +192,9 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the average."""
         self._refuse_another_thread()
-        self._after_steps(self._clock.end_batches())
+        # At an epoch's last batch another callback's average may be in already.
+        with raw_weights(self._trained):
+            self._after_steps(self._clock.end_batches())
         if self._clock.epoch_is_over:
             self._swap_in()
 
@@ -201,7 +203,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         if not self._in_fit:
             self._refuse_rivals()
         put_in = self._swap_in()
-        self._put_in_by_hook |= put_in and not self._in_fit
+        self._put_in_by_hook = put_in and not self._in_fit
 
     def on_test_end(self, logs: Any = None) -> None:
         """Give the raw weights back, unless `fit` needs the average longer."""
@@ -300,13 +302,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         if not self._updated:
             self._require_beginning()
             self._updated = True
-        # At an epoch's last batch the average of another callback may be in.
-        other = shadow_in(self._trained)
-        if other is not None:
-            other.restore()
         self._current_shadow().update(self._clock.reading())
-        if other is not None:
-            other.apply()
 
     def _current_shadow(self) -> Shadow:
         if self._shadow is None:
@@ -366,10 +362,10 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             )
 
     def _warn_of_skips(self) -> None:
-        if self.skipped and not self._warned_of_skips:
+        if not self._warned_of_skips and (skipped := self.skipped):
             self._warned_of_skips = True
             warnings.warn(
-                f"`{type(self).__name__}` left out {self.skipped} updates: "
+                f"`{type(self).__name__}` left out {skipped} updates: "
                 "the weights had become NaN or infinite. The average is of the "
                 "steps before.",
                 stacklevel=2,

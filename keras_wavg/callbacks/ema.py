@@ -138,7 +138,7 @@ def _decay(decay: float, half_life: float | None) -> float:
     if half_life is None:
         if not _is_number(decay) or not 0 <= decay < 1:
             raise ValueError(
-                f"`decay` must be in the range [0, 1). "
+                "`decay` must be in the range [0, 1). "
                 f"Received: decay={decay!r}"
             )
         return float(decay)
