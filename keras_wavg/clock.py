@@ -67,7 +67,21 @@ class StepClock:
             and (self._batches_per_hook == 1 or batches_in_epoch is not None)
         )
         self._iterations = iterations
-        self._offset = self.now - self._optimizer_steps()
+        self.go_on_from(self.now)
+
+    def go_on_from(self, now: int) -> None:
+        """Continue a count, whose optimizer counts on from where it is.
+
+        Args:
+            now: Integer, the time in optimizer steps.
+        """
+        self.now = now
+        self._offset = now - self._optimizer_steps()
+
+    def exact_now(self) -> int:
+        """The time, read back from the device where only that knows."""
+        self._trust_optimizer()
+        return self.now
 
     def begin_epoch(self) -> None:
         """Read the optimizer's count, where it matters."""

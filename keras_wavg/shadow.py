@@ -10,8 +10,10 @@ import keras
 import numpy
 
 from keras_wavg.backend import averages_class
+from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
+from keras_wavg.state import State, average_dtype
 
 Include = str | Callable[[str], bool] | None
 """Which variables: a regular expression, a predicate on paths, or all."""
@@ -33,22 +35,31 @@ class Shadow:
         schedule: A `Schedule`.
         start: Integer, the optimizer step from which samples count.
         include: See `Include`.
+        device: `None` or `"cpu"`, see `keras_wavg.backend`.
 
     Raises:
         ValueError: If `include` matches no variable of the model.
     """
 
     def __init__(
-        self, model: Any, schedule: Schedule, start: int, include: Include
+        self,
+        model: Any,
+        schedule: Schedule,
+        start: int,
+        include: Include,
+        device: str | None,
     ) -> None:
         # Weak, or the values of `_inside` would keep its keys alive.
         self._model = weakref.ref(model)
         self._include = include
-        self._variables = _averaged_variables(model, include)
-        self._averages = averages_class()(self._variables, schedule, start)
+        self._variables = averaged_variables(model, include)
+        self._averages = averages_class()(
+            self._variables, schedule, start, device
+        )
         self._averages.bind(model)
         self._raw: list[Any] | None = None
         self._swapping = False
+        self.begun = False
         self.replaced = False
 
     @property
@@ -63,26 +74,34 @@ class Shadow:
             Boolean, whether they are still the variables of the model.
         """
         self._averages.bind(self.model)
-        variables = _averaged_variables(self.model, self._include)
+        variables = averaged_variables(self.model, self._include)
         return [*map(id, variables)] == [*map(id, self._variables)]
 
     def begin(self) -> None:
         """Start at the weights of now, as a textbook average does."""
+        self.begun = True
         self._averages.begin(self.model)
 
     def update(self, reading: Reading) -> None:
         """Move towards the weights of now."""
+        self.begun = True
         self._averages.update(self.model, reading)
+
+    @property
+    def counters(self) -> Counters:
+        """The counts, as integers."""
+        return self._averages.counters
 
     @property
     def exists(self) -> bool:
         """Whether there is an average: a first update was made."""
-        return self._averages.counters.steps > 0
+        return self.counters.steps > 0
 
     @property
-    def skipped(self) -> int:
-        """Updates left out because a weight was NaN or infinite."""
-        return int(self._averages.counters.skipped)
+    def place(self) -> int:
+        """Place among the averages in the model, from 1 on, or 0 if out."""
+        stack = _inside.get(self.model, [])
+        return stack.index(self) + 1 if self in stack else 0
 
     @property
     def applied(self) -> bool:
@@ -111,7 +130,7 @@ class Shadow:
         """
         self._require_on_top()
         self._assign(self._raw or [])
-        self._forget_raw()
+        self.forget_raw()
 
     def leave(self) -> None:
         """Give the raw weights back, unless somebody replaced the average.
@@ -123,7 +142,7 @@ class Shadow:
         # A swap that was cut short left a mixture, and nobody's weights.
         self.replaced = not (self._swapping or self.is_held())
         if self.replaced:
-            self._forget_raw()
+            self.forget_raw()
         else:
             self.restore()
 
@@ -137,15 +156,53 @@ class Shadow:
             for v in self.model.weights
         ]
 
+    def save(self) -> tuple[dict[int, Any], dict[int, Any]]:
+        """The averages that the model does not hold, and its raw weights.
+
+        Returns:
+            Two dicts of tensors, by the index of the averaged weight.
+        """
+        held = self.is_held()
+        needed = [
+            i
+            for i, variable in enumerate(self._variables)
+            if self.begun
+            and not (held and variable.dtype == average_dtype(variable))
+        ]
+        averages = self._averages.read() if needed else []
+        raw = dict(enumerate(self._raw or []))
+        return {i: averages[i] for i in needed}, raw
+
+    def load(self, state: State) -> None:
+        """Take over what `save` gave, once the model's weights are loaded.
+
+        Args:
+            state: A checked `State` of these variables.
+        """
+        counts, raw = state.counts, state.raw
+        averages = [
+            state.averages.get(i, variable.value)
+            for i, variable in enumerate(self._variables)
+        ]
+        self.begun = True
+        self._averages.load(
+            averages, Counters(counts.last, counts.steps, counts.skipped)
+        )
+        if counts.place:
+            self._raw = [raw[i] for i in range(len(self._variables))]
+            _inside.setdefault(self.model, []).insert(counts.place - 1, self)
+
+    def forget_raw(self) -> None:
+        """Let go of the raw weights: the model's own count now."""
+        if self.place:
+            _inside[self.model].remove(self)
+        self._raw = None
+        self._swapping = False
+
     def _assign(self, values: list[Any]) -> None:
         self._swapping = True
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
-        self._swapping = False
-
-    def _forget_raw(self) -> None:
-        _inside[self.model].remove(self)
-        self._raw = None
         self._swapping = False
 
     def _require_on_top(self) -> None:
@@ -175,7 +232,8 @@ def raw_weights(model: Any) -> Iterator[None]:
             shadow.apply()
 
 
-def _averaged_variables(model: Any, include: Include) -> list[Any]:
+def averaged_variables(model: Any, include: Include) -> list[Any]:
+    """The variables of a model that are averaged, in the model's order."""
     chosen = _predicate(include)
     variables = [
         variable

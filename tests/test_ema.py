@@ -264,7 +264,11 @@ def test_random_seeds_and_integers_are_not_averaged():
 
 def test_several_averages_ride_along_in_one_fit():
     model, samples = compiled(models.dense()), Samples()
-    emas = [EMA(0.9), EMA(0.99, swap=False), EMA(0.5, every=3, swap=False)]
+    emas = [
+        EMA(0.9),
+        EMA(0.99, swap=False),
+        EMA(0.5, every=3, swap=False, name="fast"),
+    ]
     history = fit(model, samples, *emas).history
     for ema in emas:
         assert_average(ema, samples)

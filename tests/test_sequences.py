@@ -411,15 +411,17 @@ def test_weights_that_a_callback_replaces_between_epochs_count():
     assert_average(ema, keep.weights)
 
 
-def test_one_average_serves_two_models_in_turn():
+def test_one_callback_keeps_an_average_of_each_of_two_models():
     first, second = compiled(models.dense()), compiled(models.batch_norm())
     ema = EMA(0.9)
-    fit(first, ema)
-    samples = Samples()
-    score(second, ema)
-    assert ema._shadow.model is first
-    fit(second, samples, ema)
-    assert_average(ema, samples.weights)
+    samples = Samples(), Samples()
+    fit(first, samples[0], ema)
+    fit(second, samples[1], ema)
+    assert_average(ema, samples[1].weights)
+    score(first, ema)
+    assert_average(ema, samples[0].weights)
+    fit(first, samples[0], ema)
+    assert_average(ema, samples[0].weights)
 
 
 def test_a_layer_added_between_two_fits_begins_a_new_average():

@@ -6,8 +6,13 @@ These are the only rooms that know JAX, TensorFlow or torch. Each has one class,
 - `bind(model)`: find the variables, at the beginning of each `fit`
 - `begin(model)`: let the averages be the weights of now
 - `update(model, reading)`: one fused call, nothing read back
+- `load(averages, counters)`: go on from a saved state
 - `read()`, `snapshot()`, `are_in_model()`: what a swap needs
 - `counters`: the counts, as integers
+
+`device` is `None`, and the averages live where their weights do, or `"cpu"`:
+they and, while an average is in the model, the raw weights live in host memory,
+and an accelerator holds nothing of ours between updates.
 """
 
 import importlib

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+import numpy
 
 from keras_wavg.backend.counting import Counters, advance
 from keras_wavg.backend.packing import Packing
@@ -21,14 +22,22 @@ class Averages:
         variables: Keras variables of floating type.
         schedule: A `Schedule`.
         start: Integer, the optimizer step from which samples count.
+        device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
 
     def __init__(
-        self, variables: Sequence[Any], schedule: Schedule, start: int
+        self,
+        variables: Sequence[Any],
+        schedule: Schedule,
+        start: int,
+        device: str | None = None,
     ) -> None:
         self._variables = list(variables)
         self._schedule = schedule
-        self._counters = Counters(*(jnp.int32(n) for n in (start, 0, 0)))
+        self._host = jax.local_devices(backend=device)[0] if device else None
+        self._counters = self._moved(
+            Counters(*(jnp.int32(n) for n in (start, 0, 0)))
+        )
         self._arrays: list[jax.Array] = []
         self._places: dict[int, tuple[str, int]] = {}
 
@@ -60,6 +69,21 @@ class Averages:
             for array in self._packing.pack(weights)
         ]
 
+    def load(self, averages: Sequence[Any], counters: Counters) -> None:
+        """Let the averages and counts be these, copied."""
+        weights = [self._moved(variable.value) for variable in self._variables]
+        self._compile(weights)
+        self._arrays = [
+            jnp.array(array, copy=True)
+            for array in self._packing.pack(
+                [
+                    _placed_like(weight, average)
+                    for weight, average in zip(weights, averages, strict=True)
+                ]
+            )
+        ]
+        self._counters = self._moved(Counters(*map(jnp.int32, counters)))
+
     def update(self, model: Any, reading: Reading) -> None:
         """Move the averages towards the weights of now, if all are finite."""
         clock = [] if reading.iterations is None else [reading.iterations]
@@ -78,17 +102,19 @@ class Averages:
 
     def read(self) -> list[jax.Array]:
         """The averages in the order and shapes of the variables, as copies."""
-        return _compiled_read(self._packing)(self._arrays)
+        averages = _compiled_read(self._packing)(self._arrays)
+        return averages if self._host is None else jax.device_get(averages)
 
     def are_in_model(self) -> bool:
         """Whether the variables are the averages, each in its own dtype."""
-        weights = [variable.value for variable in self._variables]
+        weights = self._moved([v.value for v in self._variables])
         return bool(_compiled_comparison(self._packing)(self._arrays, weights))
 
     def snapshot(self) -> list[jax.Array]:
         """The values of the variables, safe from what happens to them next."""
+        weights = [variable.value for variable in self._variables]
         # Arrays do not change, and only arrays in the model are donated.
-        return [variable.value for variable in self._variables]
+        return weights if self._host is None else _host_copies(weights)
 
     def _begin_at_zero(self, weights: list[jax.Array]) -> None:
         self._compile(weights)
@@ -111,10 +137,18 @@ class Averages:
         state = _pending_state(model)
         try:
             places = [self._places[id(v)] for v in variables]
-            return [state[kind][index] for kind, index in places]
+            arrays = [state[kind][index] for kind, index in places]
         except (KeyError, IndexError, TypeError):
             _attach_state(model)
-            return [variable.value for variable in variables]
+            arrays = [variable.value for variable in variables]
+        return self._moved(arrays)
+
+    def _moved(self, arrays: Any) -> Any:
+        # Asynchronous: the copy waits for the step that makes the arrays, the
+        # update for the copy, and the host for neither.
+        if self._host is None:
+            return arrays
+        return jax.device_put(arrays, self._host)
 
 
 def _pending_state(model: Any) -> dict[str, Any]:
@@ -193,6 +227,20 @@ def _compiled_comparison(packing: Packing) -> Callable[..., Any]:
 def _all_finite(arrays: list[jax.Array]) -> jax.Array:
     # A sum is finite only if each of its terms is.
     return jnp.isfinite(jnp.sum(jnp.stack([jnp.sum(a) for a in arrays])))
+
+
+def _placed_like(weight: jax.Array, average: Any) -> jax.Array:
+    # An array that is bound to a device would have Keras compile its step anew
+    # once it is in the model.
+    if weight.committed:
+        placed = jax.device_put(average, weight.sharding)
+    else:
+        placed = jnp.asarray(numpy.asarray(average))
+    return placed.astype(_average_dtype(weight))
+
+
+def _host_copies(arrays: list[jax.Array]) -> list[numpy.ndarray]:
+    return [numpy.array(array) for array in jax.device_get(arrays)]
 
 
 def _average_dtype(array: jax.Array) -> Any:

@@ -1,5 +1,6 @@
 """Averages on TensorFlow: one compiled function an update."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,25 +20,32 @@ class Averages:
         variables: Keras variables of floating type.
         schedule: A `Schedule`.
         start: Integer, the optimizer step from which samples count.
+        device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
 
     def __init__(
-        self, variables: Sequence[Any], schedule: Schedule, start: int
+        self,
+        variables: Sequence[Any],
+        schedule: Schedule,
+        start: int,
+        device: str | None = None,
     ) -> None:
         self._variables = [variable.value for variable in variables]
+        self._on_host = device == "cpu"
         self._schedule = schedule
         dtypes = [_average_dtype(variable) for variable in self._variables]
         self._packing = Packing(
             tuple(tuple(variable.shape) for variable in self._variables),
             tuple(dtype == tf.float32 for dtype in dtypes),
         )
-        self._averages = [
-            tf.Variable(tf.zeros_like(sample), trainable=False)
-            for sample in self._samples()
-        ]
-        self._counters = tf.Variable(
-            [start, 0, 0], trainable=False, dtype=tf.int64
-        )
+        with self._device():
+            self._averages = [
+                tf.Variable(tf.zeros_like(sample), trainable=False)
+                for sample in self._samples()
+            ]
+            self._counters = tf.Variable(
+                [start, 0, 0], trainable=False, dtype=tf.int64
+            )
         self._functions: dict[tuple[int, int], Any] = {}
 
     @property
@@ -52,6 +60,15 @@ class Averages:
         """Let the averages be the weights of now."""
         del model
         self._assign(self._samples())
+
+    def load(self, averages: Sequence[Any], counters: Counters) -> None:
+        """Let the averages and counts be these, copied."""
+        arrays = [
+            tf.cast(tf.convert_to_tensor(average), _average_dtype(variable))
+            for average, variable in zip(averages, self._variables, strict=True)
+        ]
+        self._assign(self._packing.pack(arrays))
+        self._counters.assign(counters)
 
     def update(self, model: Any, reading: Reading) -> None:
         """Move the averages towards the weights of now, if all are finite."""
@@ -79,7 +96,9 @@ class Averages:
 
     @functools.cached_property
     def _copy(self) -> Any:
-        return _concrete(lambda: [tf.identity(v) for v in self._variables])
+        return _concrete(
+            self._home(lambda: [tf.identity(v) for v in self._variables])
+        )
 
     @functools.cached_property
     def _compare(self) -> Any:
@@ -105,18 +124,37 @@ class Averages:
             average.assign(array)
 
     def _compiled(self, reading: Reading) -> Any:
-        return _concrete(
-            lambda steps: self._traced_update(steps, reading),
-            tf.TensorSpec([], tf.int64),
-            jit_compile=not tf.distribute.has_strategy(),
-        )
+        steps = tf.TensorSpec([], tf.int64)
 
-    def _traced_update(self, steps: tf.Tensor, reading: Reading) -> None:
-        samples = self._samples()
-        now = steps
-        if reading.iterations is not None:
-            batches = tf.cast(reading.iterations.value, tf.int64)
-            now = steps + batches // reading.batches_per_step
+        def sampled(steps: tf.Tensor) -> list[tf.Tensor]:
+            return [_now(steps, reading), *self._samples()]
+
+        if not self._on_host:
+            return _concrete(
+                lambda steps: self._fold(*sampled(steps)),
+                steps,
+                jit_compile=not tf.distribute.has_strategy(),
+            )
+        # XLA compiles for one device: it cannot fetch from another.
+        fetch = _concrete(self._home(sampled), steps)
+        fold = _concrete(
+            self._home(self._fold),
+            *(tf.TensorSpec(t.shape, t.dtype) for t in fetch.outputs),
+            jit_compile=True,
+        )
+        return lambda steps: fold(*fetch(steps))
+
+    def _home(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def at_home(*arguments: Any) -> Any:
+            with self._device():
+                return function(*arguments)
+
+        return at_home
+
+    def _device(self) -> Any:
+        return tf.device("CPU:0") if self._on_host else contextlib.nullcontext()
+
+    def _fold(self, now: tf.Tensor, *samples: tf.Tensor) -> None:
         counters, coefficient, take = advance(
             Counters(*tf.unstack(self._counters)),
             now,
@@ -137,6 +175,13 @@ class Averages:
         self._counters.assign(tf.stack(counters))
 
 
+def _now(steps: tf.Tensor, reading: Reading) -> tf.Tensor:
+    if reading.iterations is None:
+        return tf.identity(steps)
+    batches = tf.cast(reading.iterations.value, tf.int64)
+    return steps + batches // reading.batches_per_step
+
+
 def _concrete(
     function: Callable[..., Any], *signature: Any, jit_compile: bool = False
 ) -> Any:
@@ -147,7 +192,7 @@ def _concrete(
     ).get_concrete_function(*signature)
 
 
-def _all_finite(arrays: list[tf.Tensor]) -> tf.Tensor:
+def _all_finite(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
     # A sum is finite only if each of its terms is.
     sums = [tf.cast(tf.reduce_sum(array), tf.float64) for array in arrays]
     return tf.math.is_finite(tf.reduce_sum(tf.stack(sums)))

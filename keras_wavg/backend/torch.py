@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import torch
 
+from keras_wavg.backend.arrivals import Arrivals
 from keras_wavg.backend.counting import Counters, advance
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
@@ -17,10 +19,15 @@ class Averages:
         variables: Keras variables of floating type.
         schedule: A `Schedule`.
         start: Integer, the optimizer step from which samples count.
+        device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
 
     def __init__(
-        self, variables: Sequence[Any], schedule: Schedule, start: int
+        self,
+        variables: Sequence[Any],
+        schedule: Schedule,
+        start: int,
+        device: str | None = None,
     ) -> None:
         self._variables = list(variables)
         self._schedule = schedule
@@ -30,17 +37,22 @@ class Averages:
                 w,
                 dtype=_average_dtype(w),
                 memory_format=torch.contiguous_format,
+                device=device,
             )
             for w in self._weights
         ]
-        device = self._weights[0].device
         self._counters = Counters(
-            *(torch.tensor(n, device=device) for n in (start, 0, 0))
+            *(
+                torch.tensor(n, device=self._averages[0].device)
+                for n in (start, 0, 0)
+            )
         )
+        self._arrivals = Arrivals() if device else None
 
     @property
     def counters(self) -> Counters:
         """The counts, as integers. Waits for the device."""
+        self._fold_arrivals()
         return Counters(*map(int, self._counters))
 
     def bind(self, model: Any) -> None:
@@ -52,7 +64,15 @@ class Averages:
     def begin(self, model: Any) -> None:
         """Let the averages be the weights of now."""
         del model
+        self._fold_arrivals()
         torch._foreach_copy_(self._averages, self._weights)
+
+    def load(self, averages: Sequence[Any], counters: Counters) -> None:
+        """Let the averages and counts be these, copied."""
+        for own, average in zip(self._averages, averages, strict=True):
+            own.copy_(keras.ops.convert_to_tensor(average).detach())
+        for own, count in zip(self._counters, counters, strict=True):
+            own.fill_(count)
 
     @torch.no_grad()
     def update(self, model: Any, reading: Reading) -> None:
@@ -62,36 +82,47 @@ class Averages:
         if reading.iterations is not None:
             batches = reading.iterations.value.detach()
             now = now + batches // reading.batches_per_step
-        samples = self._samples()
-        self._counters, coefficient, take = advance(
-            self._counters, now, _all_finite(samples), self._schedule
-        )
-        _lerp(self._averages, samples, coefficient, take)
+        if self._arrivals is None:
+            self._fold(now, self._weights)
+        else:
+            self._fold_arrivals()
+            self._arrivals.send(now, self._weights)
 
     def read(self) -> list[torch.Tensor]:
         """The averages in the order and shapes of the variables."""
+        self._fold_arrivals()
         return list(self._averages)
 
     def are_in_model(self) -> bool:
         """Whether the variables are the averages, each in its own dtype."""
         return all(
-            torch.equal(average.to(weight.dtype), weight)
-            for average, weight in zip(
-                self._averages, self._weights, strict=True
-            )
+            torch.equal(average.to(weight.dtype), weight.to(average.device))
+            for average, weight in zip(self.read(), self._weights, strict=True)
         )
 
     def snapshot(self) -> list[torch.Tensor]:
         """The values of the variables, safe from what happens to them next."""
-        return [weight.clone() for weight in self._weights]
-
-    def _samples(self) -> list[torch.Tensor]:
         return [
-            weight.to(average.dtype).contiguous()
+            weight.to(average.device, copy=True)
             for weight, average in zip(
                 self._weights, self._averages, strict=True
             )
         ]
+
+    def _fold_arrivals(self) -> None:
+        if self._arrivals is not None and self._arrivals.expected:
+            self._fold(*self._arrivals.receive())
+
+    @torch.no_grad()
+    def _fold(self, now: Any, weights: list[torch.Tensor]) -> None:
+        samples = [
+            weight.to(average.dtype).contiguous()
+            for weight, average in zip(weights, self._averages, strict=True)
+        ]
+        self._counters, coefficient, take = advance(
+            self._counters, now, _all_finite(samples), self._schedule
+        )
+        _lerp(self._averages, samples, coefficient, take)
 
 
 def _all_finite(tensors: list[torch.Tensor]) -> torch.Tensor:

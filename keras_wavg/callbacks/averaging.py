@@ -2,17 +2,25 @@
 
 import abc
 import contextlib
+import os
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import keras
 import numpy
 
-from keras_wavg.clock import StepClock
+from keras_wavg.atomic import replacing
+from keras_wavg.running import RunningAverage
+from keras_wavg.saveable import (
+    attach,
+    is_attached,
+    save_weights_alone,
+)
 from keras_wavg.schedules import Schedule
-from keras_wavg.shadow import Include, Shadow, raw_weights, shadow_in
+from keras_wavg.shadow import Include, Shadow, shadow_in
 
 
 class WeightAveraging(keras.callbacks.Callback, abc.ABC):
@@ -23,12 +31,17 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     weights that validation measures are those that `ModelCheckpoint` and
     `EarlyStopping` keep. After `fit` the model holds the average.
 
+    The average travels in every file that Keras writes of the model, and goes
+    on from it when the file is loaded again.
+
     Args:
         schedule: A `Schedule`.
         every: Integer, optimizer steps from one update to the next.
         start: Integer, the optimizer step from which samples count.
         swap: Boolean, whether the hooks put the average in the model.
         include: See `keras_wavg.shadow.Include`.
+        name: String, by which the average is found again in a file.
+        device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
 
     def __init__(
@@ -39,20 +52,26 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         start: int,
         swap: bool,
         include: Include,
+        name: str,
+        device: str | None,
     ) -> None:
         super().__init__()
         self.every = every
         self.start = start
         self.swap = swap
         self.include = include
+        self.name = name
+        self.device = device
         self._schedule = schedule
-        self._trained: Any = None
+        # One for each model, which holds it: its state travels in its files.
+        self._averages: weakref.WeakKeyDictionary[Any, RunningAverage] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._running: Any = None
         self._in_fit = False
         self._put_in_by_hook = False
         self._warned_of_skips = False
         self._thread = 0
-        self._batches_in_epoch: int | None = None
-        self._forget_average()
 
     # Without `fit`
 
@@ -65,16 +84,16 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             model: A Keras model.
         """
         super().set_model(model)
-        # `self.model` brings JAX's weights up to date, too dear at each batch.
-        self._trained = self.model
         self._in_fit = False
-        if getattr(model, "built", False):
-            self._begin_if_due()
+        # `self.model` is the one inside a wrapper of torch's.
+        self._running = self._average_of(self.model)
+        if self.model.built:
+            self._running.begin_if_due()
 
     @property
     def skipped(self) -> int:
         """Updates left out because a weight was NaN or infinite."""
-        return 0 if self._shadow is None else self._shadow.skipped
+        return 0 if self._shadow is None else self._shadow.counters.skipped
 
     def get_weights(self) -> list[numpy.ndarray]:
         """The averaged weights.
@@ -88,16 +107,39 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         Raises:
             ValueError: If there is no average yet.
         """
-        self._require_model()
-        shadow = self._average()
-        if shadow is None:
+        return self._required_average().get_weights()
+
+    def save_weights(self, filepath: str | os.PathLike[str]) -> None:
+        """Save the averaged weights, and nothing else, for use in any model.
+
+        A plain weights file: no optimizer, no raw weights, no counts. What is
+        not averaged is saved as it is. The model is left as it was, and the
+        file appears whole or not at all.
+
+        Args:
+            filepath: String or `pathlib.Path` that ends in `.weights.h5`. A
+                file that is there is replaced.
+
+        Example:
+
+        ```python
+        ema.save_weights("averaged.weights.h5")
+        plain_model.load_weights("averaged.weights.h5")
+        ```
+
+        Raises:
+            ValueError: If the file name ends otherwise, or if there is no
+                average yet.
+            FileNotFoundError: If the folder does not exist.
+        """
+        if not str(filepath).endswith(".weights.h5"):
             raise ValueError(
-                "`get_weights()` needs an average, and there is none before "
-                "the first update. Received: no update of this model so far, "
-                f"with start={self.start} and every={self.every}. Train "
-                "longer, or take `model.get_weights()`."
+                "The filename must end in `.weights.h5`. Received: "
+                f"filepath={filepath}"
             )
-        return shadow.get_weights()
+        self._required_average()
+        with self.applied(), replacing(filepath) as written:
+            save_weights_alone(self.model, written)
 
     def update(self) -> None:
         """Tell that an optimizer step was made, in a loop without `fit`.
@@ -108,14 +150,15 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             ValueError: If there is no model, or if it holds the average.
         """
         self._require_model()
-        if self._shadow is not None and self._shadow.applied:
+        if self._is_in_model():
             raise ValueError(
                 "`update()` needs the weights that are being trained. "
                 "Received: a model that holds the average. Call `restore()` "
                 "first."
             )
-        self._follow_model()
-        self._after_steps(self._clock.tick())
+        if not is_attached(self._running.model, self._running, self.name):
+            self._refuse_the_name()
+        self._running.tick()
 
     def apply(self) -> None:
         """Put the average in the model, until `restore()`.
@@ -170,32 +213,27 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         """Get the raw weights in place and get ready to count."""
         self._refuse_rivals()
         self._thread = threading.get_ident()
-        self._batches_in_epoch = (self.params or {}).get("steps")
-        self._follow_model()
         self._take_out()
-        if self._shadow is not None and not self._shadow.bind():
-            self._forget_average()
-        self._begin_clock()
+        self._running.begin_fit((self.params or {}).get("steps"))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Give the raw weights back."""
         self._in_fit = True
         self._take_out()
-        self._clock.begin_epoch()
+        self._running.begin_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Give the raw weights back, if something evaluated in mid-epoch."""
         self._in_fit = True
-        if self._shadow is not None and self._shadow.applied:
+        if self._is_in_model():
             self._take_out()
+        self._running.begin_batch()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the average."""
         self._refuse_another_thread()
-        # At an epoch's last batch another callback's average may be in already.
-        with raw_weights(self._trained):
-            self._after_steps(self._clock.end_batches())
-        if self._clock.epoch_is_over:
+        self._running.end_batch()
+        if self._running.clock.epoch_is_over:
             self._swap_in()
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -226,7 +264,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         if self._average() is None:
             warnings.warn(
                 f"`{type(self).__name__}` made no average: `fit` ended after "
-                f"{self._clock.now} optimizer steps. Received: "
+                f"{self._running.clock.now} optimizer steps. Received: "
                 f"start={self.start}, every={self.every}. Lower them or train "
                 "longer. The model keeps its raw weights.",
                 stacklevel=2,
@@ -234,21 +272,44 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     # The average and the model
 
-    def _forget_average(self) -> None:
-        self._shadow: Shadow | None = None
-        self._clock = StepClock()
-        self._pending = 0
-        self._updated = False
+    @property
+    def _shadow(self) -> Shadow | None:
+        return None if self._running is None else self._running.shadow
 
-    def _follow_model(self) -> None:
-        if self._shadow is not None and self._shadow.model is not self._trained:
-            self._forget_average()
+    def _average_of(self, model: Any) -> RunningAverage:
+        if model not in self._averages:
+            self._averages[model] = RunningAverage(
+                model,
+                self._schedule,
+                every=self.every,
+                start=self.start,
+                include=self.include,
+                device=self.device,
+            )
+        attach(model, self._averages[model], self.name)
+        return self._averages[model]
+
+    def _is_in_model(self) -> bool:
+        return self._shadow is not None and self._shadow.applied
 
     def _average(self) -> Shadow | None:
+        # Reading `self.model` brings JAX's weights up to date, too dear at
+        # each batch.
+        _ = self.model
         shadow = self._shadow
-        if shadow is None or shadow.model is not self.model:
-            return None
-        return shadow if shadow.exists else None
+        return shadow if shadow is not None and shadow.exists else None
+
+    def _required_average(self) -> Shadow:
+        self._require_model()
+        shadow = self._average()
+        if shadow is None:
+            raise ValueError(
+                f"`{type(self).__name__}` has no average before the first "
+                "update. Received: no update of this model so far, with "
+                f"start={self.start} and every={self.every}. Train longer, or "
+                "take the weights of the model itself."
+            )
+        return shadow
 
     def _put_in(self) -> bool:
         self._require_model()
@@ -259,8 +320,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         return True
 
     def _swap_in(self) -> bool:
-        in_already = self._shadow is not None and self._shadow.applied
-        if not self.swap or (self._in_fit and in_already):
+        if not self.swap or (self._in_fit and self._is_in_model()):
             return False
         return self._put_in()
 
@@ -268,72 +328,16 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         # Also the average of another callback, left there by an earlier `fit`.
         while shadow := shadow_in(self.model):
             shadow.leave()
-        if self._shadow is not None and self._shadow.replaced:
-            self._forget_average()
-            self._begin_clock()
-
-    # Time
-
-    def _begin_clock(self) -> None:
-        self._clock.begin_fit(self.model, self._batches_in_epoch)
-        self._begin_if_due()
-
-    def _begin_if_due(self) -> None:
-        now = self._clock.now
-        if (
-            self._schedule.starts_from_initial
-            and now <= self.start < now + self._clock.steps_per_hook
-        ):
-            if not self._trained.built:
-                self._refuse_an_unbuilt_model()
-            self._follow_model()
-            self._current_shadow().begin()
-
-    def _after_steps(self, steps: int) -> None:
-        counted = self._clock.now - self.start
-        if counted <= 0:
-            self._begin_if_due()
-        self._pending = min(self._pending + steps, counted)
-        if self._pending >= self.every:
-            self._pending = 0
-            self._update()
-
-    def _update(self) -> None:
-        if not self._updated:
-            self._require_beginning()
-            self._updated = True
-        self._current_shadow().update(self._clock.reading())
-
-    def _current_shadow(self) -> Shadow:
-        if self._shadow is None:
-            self._shadow = Shadow(
-                self._trained, self._schedule, self.start, self.include
-            )
-        return self._shadow
+        self._running.begin_anew_if_replaced()
 
     # Refusals and warnings
 
     def _require_model(self) -> None:
-        if self._trained is None:
+        if self._running is None:
             raise ValueError(
                 f"`{type(self).__name__}` needs a model. Received: none. Pass "
                 "the callback to `fit`, or call `set_model(model)`."
             )
-
-    def _require_beginning(self) -> None:
-        if not self._schedule.starts_from_initial:
-            return
-        if self._shadow is None or not self._shadow.bind():
-            self._refuse_an_unbuilt_model()
-
-    def _refuse_an_unbuilt_model(self) -> NoReturn:
-        raise ValueError(
-            "An average that starts from the weights before training needs a "
-            "model that is built by then. Received: a model without (all of) "
-            "its weights. Give it an `Input`, or call it on data or "
-            "`model.build(input_shape)` before `fit` or `set_model`, or "
-            "average with `bias_correction=True`."
-        )
 
     def _refuse_rivals(self) -> None:
         if self.params is None:
@@ -350,6 +354,15 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 f"{', '.join(type(average).__name__ for average in swapping)}. "
                 "Pass `swap=False` to all but one."
             )
+        if [average.name for average in averages].count(self.name) > 1:
+            self._refuse_the_name()
+
+    def _refuse_the_name(self) -> NoReturn:
+        raise ValueError(
+            "The averages of one model must have different names, by which "
+            f"files tell them apart. Received: several with name='{self.name}'."
+            " Pass `name=` to each."
+        )
 
     def _refuse_another_thread(self) -> None:
         if threading.get_ident() != self._thread:

@@ -72,6 +72,11 @@ class EMA(WeightAveraging):
         include: A regular expression, searched in the path of each weight, or
             a function from a path to a boolean. What is left out stays raw.
             Defaults to `None`, every weight.
+        name: String, by which a saved file tells the averages of one model
+            apart. Defaults to `"ema"`, and to `"ema_riding"` without `swap`.
+        device: `None` to keep the averages beside their weights, or `"cpu"` to
+            keep them in host memory: choose `every` so that the copying hides
+            behind the steps. Defaults to `None`.
 
     Example:
 
@@ -118,6 +123,8 @@ class EMA(WeightAveraging):
         start: int = 0,
         swap: bool = True,
         include: Include = None,
+        name: str | None = None,
+        device: str | None = None,
     ) -> None:
         self.decay = _decay(decay, half_life)
         self.half_life = half_life
@@ -131,6 +138,8 @@ class EMA(WeightAveraging):
             start=_integer("start", start, at_least=0),
             swap=swap,
             include=_include(include),
+            name=_name(name, swap),
+            device=_device(device),
         )
 
 
@@ -188,3 +197,23 @@ def _include(include: Include) -> Include:
             f"weight's path to a boolean, or `None`. Received: {include!r}"
         )
     return include
+
+
+def _name(name: Any, swap: bool) -> str:
+    if name is None:
+        return "ema" if swap else "ema_riding"
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            "`name` must be a string of letters, digits, `_`, `-` and `.`. "
+            f"Received: name={name!r}"
+        )
+    return name
+
+
+def _device(device: Any) -> str | None:
+    if device not in (None, "cpu"):
+        raise ValueError(
+            "`device` must be `None`, for the device of each weight, or "
+            f"'cpu'. Received: device={device!r}"
+        )
+    return device

@@ -1,0 +1,227 @@
+"""The average of one model, as its training goes on."""
+
+import inspect
+import weakref
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from keras_wavg.clock import StepClock
+from keras_wavg.schedules import Schedule
+from keras_wavg.shadow import (
+    Include,
+    Shadow,
+    averaged_variables,
+    raw_weights,
+)
+from keras_wavg.state import VERSION, Counts, State, from_dict
+
+
+class RunningAverage:
+    """Updates a shadow when an update is due, and knows how to go on.
+
+    Args:
+        model: A Keras model.
+        schedule: A `Schedule`.
+        every: Integer, optimizer steps from one update to the next.
+        start: Integer, the optimizer step from which samples count.
+        include: See `keras_wavg.shadow.Include`.
+        device: `None` or `"cpu"`, see `keras_wavg.backend`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        schedule: Schedule,
+        *,
+        every: int,
+        start: int,
+        include: Include,
+        device: str | None,
+    ) -> None:
+        # Weak, because the model holds this, to have it saved.
+        self._model = weakref.ref(model)
+        self._schedule = schedule
+        self._every = every
+        self._start = start
+        self._include = include
+        self._device = device
+        self._in_batch = False
+        self.shadow: Shadow | None = None
+        self.clock = StepClock()
+        self._begin_anew()
+
+    @property
+    def model(self) -> Any:
+        """The model, or `None` if it is gone."""
+        return self._model()
+
+    # Time
+
+    def begin_fit(self, batches_in_epoch: int | None) -> None:
+        """Get ready to count.
+
+        Args:
+            batches_in_epoch: Integer, or `None` if nobody knows.
+        """
+        self._in_batch = False
+        if self.shadow is not None and not self.shadow.bind():
+            self._begin_anew()
+        self.clock.begin_fit(self.model, batches_in_epoch)
+        self.begin_if_due()
+
+    def begin_epoch(self) -> None:
+        """Count the batches of an epoch from its first on."""
+        self._in_batch = False
+        self.clock.begin_epoch()
+
+    def begin_batch(self) -> None:
+        """Expect the end of a batch, or of a group of them."""
+        self._in_batch = True
+
+    def end_batch(self) -> None:
+        """Count the steps of the batch, and update the average if it is due."""
+        if self._in_batch:
+            self._in_batch = False
+            # At an epoch's last batch another average may be in already.
+            with raw_weights(self.model):
+                self._after_steps(self.clock.end_batches())
+
+    def tick(self) -> None:
+        """Count one optimizer step of a loop without `fit`."""
+        self._after_steps(self.clock.tick())
+
+    def begin_if_due(self) -> None:
+        """Start at the weights of now, if that is what the schedule asks."""
+        now = self.clock.now
+        if (
+            self._schedule.starts_from_initial
+            and now <= self._start < now + self.clock.steps_per_hook
+        ):
+            if not self.model.built:
+                self._refuse_an_unbuilt_model()
+            self._current_shadow().begin()
+
+    def begin_anew_if_replaced(self) -> None:
+        """Forget an average whose model was given other weights meanwhile."""
+        if self.shadow is not None and self.shadow.replaced:
+            self._begin_anew()
+            self.begin_if_due()
+
+    # Files
+
+    def save(self) -> dict[str, Any]:
+        """All that it takes to go on from here, as a flat dict of arrays."""
+        if self._in_batch and _batch_has_ended():
+            self.end_batch()
+        shadow = self.shadow
+        counts = Counts(
+            version=VERSION,
+            now=self.clock.exact_now(),
+            pending=self._pending,
+            last=self._start if shadow is None else shadow.counters.last,
+            steps=0 if shadow is None else shadow.counters.steps,
+            skipped=0 if shadow is None else shadow.counters.skipped,
+            begun=int(shadow is not None and shadow.begun),
+            place=0 if shadow is None else shadow.place,
+        )
+        averages, raw = ({}, {}) if shadow is None else shadow.save()
+        return State(counts, averages, raw).to_dict()
+
+    def check(self, arrays: Mapping[str, Any]) -> None:
+        """Refuse what `load` would refuse.
+
+        Args:
+            arrays: Dict of arrays, as `save` gave it, or empty.
+
+        Raises:
+            ValueError: If it is not the state of such an average.
+        """
+        if arrays:
+            from_dict(arrays, averaged_variables(self.model, self._include))
+
+    def load(self, arrays: Mapping[str, Any]) -> None:
+        """Go on from a state, once the model's weights have been loaded.
+
+        Args:
+            arrays: Dict of arrays, as `save` gave it. Empty: begin anew.
+
+        Raises:
+            ValueError: If it is not the state of such an average.
+        """
+        self.check(arrays)
+        self._begin_anew()
+        if arrays:
+            self._go_on_from(arrays)
+        else:
+            self.begin_if_due()
+
+    def _go_on_from(self, arrays: Mapping[str, Any]) -> None:
+        state = from_dict(arrays, averaged_variables(self.model, self._include))
+        self.clock.go_on_from(state.counts.now)
+        self._pending = state.counts.pending
+        if state.counts.begun:
+            self._current_shadow().load(state)
+
+    # Updates
+
+    def _begin_anew(self) -> None:
+        if self.shadow is not None:
+            self.shadow.forget_raw()
+        self.shadow = None
+        self.clock.go_on_from(0)
+        self._pending = 0
+        self._updated = False
+
+    def _after_steps(self, steps: int) -> None:
+        counted = self.clock.now - self._start
+        if counted <= 0:
+            self.begin_if_due()
+        self._pending = max(0, min(self._pending + steps, counted))
+        if self._pending >= self._every:
+            self._pending = 0
+            self._update()
+
+    def _update(self) -> None:
+        if not self._updated:
+            self._require_beginning()
+            self._updated = True
+        self._current_shadow().update(self.clock.reading())
+
+    def _current_shadow(self) -> Shadow:
+        if self.shadow is None:
+            self.shadow = Shadow(
+                self.model,
+                self._schedule,
+                self._start,
+                self._include,
+                self._device,
+            )
+        return self.shadow
+
+    def _require_beginning(self) -> None:
+        if not self._schedule.starts_from_initial:
+            return
+        if self.shadow is None or not self.shadow.bind():
+            self._refuse_an_unbuilt_model()
+
+    def _refuse_an_unbuilt_model(self) -> NoReturn:
+        raise ValueError(
+            "An average that starts from the weights before training needs a "
+            "model that is built by then. Received: a model without (all of) "
+            "its weights. Give it an `Input`, or call it on data or "
+            "`model.build(input_shape)` before `fit` or `set_model`, or "
+            "average with `bias_correction=True`."
+        )
+
+
+def _batch_has_ended() -> bool:
+    # Keras tells one callback after the other that a batch has ended, and one
+    # listed before ours may save the model right then: its weights are a step
+    # ahead of the average. Only the call stack knows. The optimizer's count
+    # does not always count, and Keras may announce a batch that never comes.
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "on_train_batch_end":
+            return True
+        frame = frame.f_back
+    return False

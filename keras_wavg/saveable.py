@@ -1,0 +1,158 @@
+"""A running average as a passenger of its model in the files of Keras.
+
+Keras saves whatever saveable it finds among a model's attributes. `attach`
+gives the model one more, past the model's own book-keeping: `model.layers` and
+`model.variables` stay as they are, and a model without it reads the same files.
+"""
+
+import functools
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+# Keras visits public attributes first and private ones last. "~" comes after
+# both: when the average is loaded, the model's weights have been.
+_PREFIX = "~wavg_"
+
+
+class SavedAverage(keras.layers.Layer):
+    """What Keras meets when it saves or loads the model.
+
+    Args:
+        average: A `RunningAverage`, or whatever else has `save() -> dict`,
+            `check(dict)` and `load(dict)`.
+        name: String, unique among the averages of the model.
+    """
+
+    def __init__(self, average: Any, name: str) -> None:
+        super().__init__(name=name, trainable=False)
+        self.built = True
+        self.average = average
+        self.visited = False
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the state into the store of a file."""
+        for key, array in self.average.save().items():
+            store[key] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take the state over from the store of a file."""
+        self.load({key: store[key] for key in store.keys()})  # noqa: SIM118
+
+    def load(self, arrays: Mapping[str, Any]) -> None:
+        """Take the state over, or tell that there is none."""
+        self.visited = True
+        if not arrays:
+            warnings.warn(
+                f"What was loaded has no average named '{self.name}'. The "
+                "average starts anew from the loaded weights.",
+                stacklevel=2,
+            )
+        self.average.load(arrays)
+
+
+class CheckedAverage(SavedAverage):
+    """Reads the state and changes nothing."""
+
+    def load(self, arrays: Mapping[str, Any]) -> None:
+        """Refuse a bad state."""
+        self.average.check(arrays)
+
+
+class _Probe(keras.layers.Layer):
+    """Carries checks through a file, in the place of the model."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Pass over the model's own variables."""
+
+
+def attach(model: Any, average: Any, name: str) -> None:
+    """Let an average travel in the files of its model.
+
+    It takes the seat of an earlier average of the same name.
+
+    Args:
+        model: A Keras model.
+        average: See `SavedAverage`.
+        name: String, the average's seat.
+    """
+    if not is_attached(model, average, name):
+        _set(model, _PREFIX + name, SavedAverage(average, name))
+    for method in (load_weights, get_state_tree, set_state_tree):
+        _set(model, method.__name__, functools.partial(method, model))
+
+
+def is_attached(model: Any, average: Any, name: str) -> bool:
+    """Whether the seat of that name is this average's."""
+    seated = vars(model).get(_PREFIX + name)
+    return seated is not None and seated.average is average
+
+
+def saved_averages(model: Any) -> dict[str, SavedAverage]:
+    """The averages that travel with `model`, by the attribute they are."""
+    return {k: v for k, v in vars(model).items() if k.startswith(_PREFIX)}
+
+
+def save_weights_alone(model: Any, filepath: Any) -> None:
+    """Save the weights without the optimizer and without the averages."""
+    others = [
+        getattr(model, "optimizer", None),
+        *saved_averages(model).values(),
+    ]
+    keras.saving.save_weights(model, filepath, objects_to_skip=others)
+
+
+def load_weights(
+    model: Any, filepath: Any, skip_mismatch: bool = False, **options: Any
+) -> None:
+    """`model.load_weights`, which refuses a bad average before it begins."""
+    saved = saved_averages(model)
+    if not skip_mismatch and str(filepath).endswith(
+        (".keras", ".weights.h5", ".weights.json")
+    ):
+        probe = _Probe(name="probe")
+        probe.built = True
+        for attribute, one in saved.items():
+            _set(probe, attribute, CheckedAverage(one.average, one.name))
+        keras.saving.load_weights(probe, filepath)
+    for one in saved.values():
+        one.visited = False
+    type(model).load_weights(
+        model, filepath, skip_mismatch=skip_mismatch, **options
+    )
+    for one in saved.values():
+        if not one.visited:
+            one.load({})
+
+
+def get_state_tree(model: Any, value_format: str = "backend_tensor") -> Any:
+    """`model.get_state_tree`, which is what Orbax saves, with the averages."""
+    tree = type(model).get_state_tree(model, value_format)
+    for attribute, one in saved_averages(model).items():
+        arrays = one.average.save()
+        if value_format == "numpy_array":
+            arrays = {
+                k: keras.ops.convert_to_numpy(a) for k, a in arrays.items()
+            }
+        # Here, a model without averages passes over what it does not know.
+        tree["non_trainable_variables"][attribute] = arrays
+    return tree
+
+
+def set_state_tree(model: Any, state_tree: Any) -> None:
+    """`model.set_state_tree` with the averages, refused before it begins."""
+    others = state_tree.get("non_trainable_variables")
+    # A part of the tree is a user's own business, not a checkpoint.
+    saved = {} if others is None else saved_averages(model)
+    for attribute, one in saved.items():
+        one.average.check(others.get(attribute, {}))
+    type(model).set_state_tree(model, state_tree)
+    for attribute, one in saved.items():
+        one.load(others.get(attribute, {}))
+
+
+def _set(model: Any, attribute: str, value: Any) -> None:
+    # Keras' own `__setattr__` would track it as a layer of the model.
+    object.__setattr__(model, attribute, value)

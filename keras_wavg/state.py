@@ -1,0 +1,185 @@
+"""What a file says about a running average, and the strict reading of it.
+
+A state is a flat dict of arrays:
+
+- the integers of `Counts`, each of shape `()`;
+- `average_<i>`, the average of the i-th averaged weight, unless the model's own
+  entry in the file is that average;
+- `raw_<i>`, its raw value, where the average is in the model.
+
+So a file grows by one copy of the weights, whichever of the two the model
+holds. Averages of half-precision weights are float32, and always there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import keras
+import numpy
+
+VERSION = 1
+"""Of the format: to be raised when an older reader would go wrong."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The integers beside an average.
+
+    Args:
+        version: The format.
+        now: The time, in optimizer steps.
+        pending: The steps that no update has covered yet.
+        last: The time of the last update.
+        steps: The optimizer steps that the average covers.
+        skipped: The updates left out because a weight was NaN or infinite.
+        begun: Whether there are averages, 0 or 1.
+        place: 0 while the average is out of the model, else its place, counted
+            from 1, among the averages in it.
+    """
+
+    version: int
+    now: int
+    pending: int
+    last: int
+    steps: int
+    skipped: int
+    begun: int
+    place: int
+
+
+@dataclass(frozen=True)
+class State:
+    """A running average as arrays.
+
+    Args:
+        counts: `Counts`.
+        averages: Averages by the index of their weight; those that are missing
+            are in the model.
+        raw: Raw weights by the same index, or nothing.
+    """
+
+    counts: Counts
+    averages: Mapping[int, Any]
+    raw: Mapping[int, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as a flat dict of arrays."""
+        counts = {k: numpy.array(n) for k, n in asdict(self.counts).items()}
+        averages = {f"average_{i}": a for i, a in self.averages.items()}
+        return counts | averages | {f"raw_{i}": a for i, a in self.raw.items()}
+
+
+def from_dict(arrays: Mapping[str, Any], variables: Sequence[Any]) -> State:
+    """Read a state, and refuse what is not one of these variables.
+
+    Args:
+        arrays: Dict of arrays.
+        variables: The averaged Keras variables of the model.
+
+    Returns:
+        A `State`.
+
+    Raises:
+        ValueError: If anything is missing, too much, of another shape or kind,
+            or of a newer format.
+    """
+    counts = _counts(arrays)
+    state = State(
+        counts,
+        _of_kind("average", arrays, variables),
+        _of_kind("raw", arrays, variables),
+    )
+    _require_complete(state, variables)
+    foreign = sorted(set(arrays) - set(state.to_dict()))
+    if foreign:
+        raise ValueError(
+            "The saved average must be of this model's weights. Received: the "
+            f"unknown entries {foreign}, for {len(variables)} averaged weights."
+        )
+    return state
+
+
+def average_dtype(variable: Any) -> str:
+    """The dtype of a variable's average."""
+    return "float64" if variable.dtype == "float64" else "float32"
+
+
+def _counts(arrays: Mapping[str, Any]) -> Counts:
+    version = _integer("version", arrays)
+    if version != VERSION:
+        raise ValueError(
+            f"The saved average must be of format version {VERSION}. Received: "
+            f"version={version}. Install the version of keras_wavg that wrote "
+            "the file, or a newer one."
+        )
+    return Counts(*(_integer(f.name, arrays) for f in fields(Counts)))
+
+
+def _integer(name: str, arrays: Mapping[str, Any]) -> int:
+    if name not in arrays:
+        raise ValueError(
+            f"The saved average must have the count `{name}`. Received: "
+            f"{sorted(arrays)}. The file is damaged, or written by another "
+            "program."
+        )
+    array = numpy.asarray(arrays[name])
+    if array.shape or array.dtype.kind not in "iu" or array < 0:
+        raise ValueError(
+            f"The count `{name}` of a saved average must be an integer >= 0. "
+            f"Received: {array!r}"
+        )
+    return int(array)
+
+
+def _of_kind(
+    kind: str, arrays: Mapping[str, Any], variables: Sequence[Any]
+) -> dict[int, Any]:
+    found = {}
+    for i, variable in enumerate(variables):
+        key = f"{kind}_{i}"
+        if key in arrays:
+            _require_like(key, arrays[key], variable)
+            found[i] = arrays[key]
+    return found
+
+
+def _require_like(key: str, array: Any, variable: Any) -> None:
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    if tuple(array.shape) != tuple(variable.shape):
+        raise ValueError(
+            f"The saved average must be of this model's weights. '{key}' is to "
+            f"be that of '{variable.path}', with shape "
+            f"{tuple(variable.shape)}. Received: shape {tuple(array.shape)}."
+        )
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            f"A saved average must have a floating-point dtype. '{key}' is to "
+            f"be that of '{variable.path}'. Received: dtype {dtype}."
+        )
+
+
+def _require_complete(state: State, variables: Sequence[Any]) -> None:
+    for i, variable in enumerate(variables):
+        in_model = state.counts.place and (
+            variable.dtype == average_dtype(variable)
+        )
+        missing = [
+            f"{kind}_{i}"
+            for kind, found, needed in (
+                (
+                    "average",
+                    state.averages,
+                    state.counts.begun and not in_model,
+                ),
+                ("raw", state.raw, state.counts.place),
+            )
+            if needed and i not in found
+        ]
+        if missing:
+            raise ValueError(
+                "The saved average must cover every averaged weight. "
+                f"Received: no '{missing[0]}' for '{variable.path}'. It is the "
+                "average of another model or of another `include`, or the file "
+                "is damaged."
+            )

@@ -1,0 +1,593 @@
+"""The average travels in the files of Keras, and comes back exactly."""
+
+import h5py
+import keras
+import models
+import numpy
+import pytest
+import reference
+from models import BATCH, compiled, data, equal
+
+from keras_wavg import EMA
+
+X, Y = data(6)
+OPTIONS = {
+    "default": {},
+    "textbook": {"bias_correction": False},
+    "warmup": {"warmup": True},
+    "textbook warmup": {"warmup": True, "bias_correction": False},
+    "every": {"every": 5},
+    "textbook every": {"every": 5, "bias_correction": False},
+    "start": {"start": 7},
+    "textbook start": {"start": 7, "bias_correction": False},
+    "before the first update": {"start": 100},
+    "begun, before the first update": {"every": 100, "bias_correction": False},
+    "include": {"include": "kernel"},
+    "riding": {"swap": False},
+    "on the host": {"device": "cpu", "every": 2},
+}
+FILES = ["a.weights.h5", "a.weights.json", "a.keras"]
+
+
+def fit(model, *callbacks, epochs=2, **options):
+    options = {"batch_size": BATCH, "verbose": 0, "shuffle": False} | options
+    return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
+
+
+def save(model, path):
+    if path.suffix == ".keras":
+        model.save(path)
+    elif path.suffix == ".json":
+        model.save_weights(path, max_shard_size=1e-4)
+    else:
+        model.save_weights(path)
+    return path
+
+
+def fresh(build=models.dense, *averages, optimizer="adam"):
+    """A model as a new process would build it."""
+    model = compiled(build(), optimizer)
+    model.optimizer.build(model.trainable_variables)
+    for average in averages:
+        average.set_model(model)
+    return model
+
+
+def average(ema):
+    try:
+        return ema.get_weights()
+    except ValueError:
+        return None
+
+
+def optimizer_weights(optimizer):
+    return [keras.ops.convert_to_numpy(v.value) for v in optimizer.variables]
+
+
+def snapshot(model, ema):
+    """Raw weights, optimizer, average and counts, the average taken out."""
+    ema.restore()
+    running = ema._running
+    counts = [running.clock.now, running._pending]
+    if ema._shadow is not None:
+        counts += ema._shadow.counters
+    return [
+        *model.get_weights(),
+        *optimizer_weights(model.optimizer),
+        *(average(ema) or []),
+        *map(numpy.array, counts),
+    ]
+
+
+@pytest.mark.parametrize("index", range(len(OPTIONS)), ids=list(OPTIONS))
+def test_a_loaded_model_goes_on_as_the_saved_one(index, tmp_path):
+    options = list(OPTIONS.values())[index]
+    model, ema = compiled(models.dense()), EMA(0.9, **options)
+    fit(model, ema)
+    path = save(model, tmp_path / FILES[index % 3])
+    shown = model.get_weights()
+    again = EMA(0.9, **options)
+    other = fresh(models.dense, again)
+    other.load_weights(path)
+    assert equal(other.get_weights(), shown)
+    assert equal(snapshot(other, again), snapshot(model, ema))
+    fit(model, ema)
+    fit(other, again)
+    assert equal(other.get_weights(), model.get_weights())
+    assert equal(snapshot(other, again), snapshot(model, ema))
+    if options.get("start") != 100 and options.get("every") != 100:
+        assert again._shadow.exists
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_every_kind_of_model_and_file_carries_the_average(kind, file, tmp_path):
+    if kind == "lazy":
+        pytest.skip("a file is loaded into a model that is built")
+    build = models.KINDS[kind]
+    model, ema = compiled(build()), EMA(0.9)
+    fit(model, ema)
+    path = tmp_path / file
+    save(model, path)
+    again = EMA(0.9)
+    other = compiled(build())
+    other(X[:1])
+    other.optimizer.build(other.trainable_variables)
+    again.set_model(other)
+    other.load_weights(path)
+    assert equal(snapshot(other, again), snapshot(model, ema))
+
+
+@pytest.mark.parametrize("policy", ["float64", "bfloat16", "mixed_bfloat16"])
+def test_each_dtype_comes_back_bit_for_bit(policy, tmp_path):
+    if policy == "float64" and keras.config.backend() == "jax":
+        pytest.skip("JAX has float64 only where it is enabled")
+    keras.config.set_dtype_policy(policy)
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    path = save(model, tmp_path / "a.weights.h5")
+    again = EMA(0.9)
+    other = fresh(models.dense, again)
+    other.load_weights(path)
+    assert again._shadow.is_held()
+    assert equal(snapshot(other, again), snapshot(model, ema))
+
+
+def wavg_bytes(path):
+    with h5py.File(path) as file:
+        stored = file["~wavg_ema/vars"]
+        return sum(d.nbytes for d in stored.values() if d.shape)
+
+
+@pytest.mark.parametrize("in_model", [True, False])
+def test_a_file_grows_by_one_copy_of_the_weights(in_model, tmp_path):
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    if not in_model:
+        ema.restore()
+    path = save(model, tmp_path / "a.weights.h5")
+    assert wavg_bytes(path) == sum(w.nbytes for w in model.get_weights())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_model_without_an_average_loads_the_same_file(file, tmp_path):
+    model, ema = compiled(models.batch_norm()), EMA(0.9)
+    names = {v.path for v in model.variables}
+    layers = list(model.layers)
+    fit(model, ema)
+    assert model.layers == layers
+    assert {v.path for v in model.variables} >= names
+    assert not any("wavg" in v.path for v in model.variables)
+    path = save(model, tmp_path / file)
+    plain = fresh(models.batch_norm)
+    plain.load_weights(path)
+    assert equal(plain.get_weights(), model.get_weights())
+    if file.endswith(".keras"):
+        loaded = keras.models.load_model(path)
+        assert equal(loaded.get_weights(), model.get_weights())
+
+
+class SaveEachBatch(keras.callbacks.Callback):
+    """Saves as `BackupAndRestore(save_freq=1)`, each time to a new file."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+        self.paths = []
+
+    def save(self):
+        self.paths.append(self.folder / f"{len(self.paths)}.weights.h5")
+        self.model.save_weights(self.paths[-1])
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.save()
+
+
+def states(paths, **options):
+    """What each file gives back."""
+    found = []
+    for path in paths:
+        ema = EMA(0.9, **options)
+        model = fresh(models.dense, ema)
+        model.load_weights(path)
+        found.append(snapshot(model, ema))
+    return found
+
+
+def generated():
+    for index in range(0, len(X), BATCH):
+        yield X[index : index + BATCH], Y[index : index + BATCH]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("options", ["every", "textbook"])
+def test_the_order_of_the_callbacks_does_not_matter_to_a_file(
+    options, known, tmp_path
+):
+    found = []
+    for order in (1, -1):
+        folder = tmp_path / str(order)
+        folder.mkdir()
+        saver, ema = SaveEachBatch(folder), EMA(0.9, **OPTIONS[options])
+        model = compiled(models.dense())
+        callbacks = [saver, ema][::order]
+        if known:
+            fit(model, *callbacks, epochs=2)
+        else:
+            model.fit(generated(), epochs=1, callbacks=callbacks, verbose=0)
+        assert ema._running.clock.now == (12 if known else 6)
+        found.append(states(saver.paths, **OPTIONS[options]))
+    for first, second in zip(*found, strict=True):
+        assert equal(first, second)
+
+
+def test_saving_at_each_batch_changes_nothing_in_training(tmp_path):
+    weights, averages = [], []
+    for callbacks in ([], [SaveEachBatch(tmp_path)]):
+        model, ema = compiled(models.batch_norm()), EMA(0.9)
+        fit(model, *callbacks, ema)
+        weights.append(model.get_weights())
+        averages.append(ema.get_weights())
+    assert equal(*weights)
+    assert equal(*averages)
+
+
+def test_a_file_saved_before_a_batch_is_not_a_step_ahead(tmp_path):
+    class SaveBefore(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.save_weights(tmp_path / "a.weights.h5")
+
+    model, ema, samples = compiled(models.dense()), EMA(0.9), models.Samples()
+    fit(model, samples, ema, SaveBefore(), epochs=1)
+    received = reference.relative_error(
+        ema.get_weights(), reference.ema(samples.weights, 0.9)
+    )
+    assert received < 1e-6
+
+
+def test_several_averages_travel_side_by_side(tmp_path):
+    def averages():
+        return EMA(0.5), EMA(0.9, swap=False, name="slow")
+
+    saved, loaded = averages(), averages()
+    model = compiled(models.dense())
+    fit(model, *saved)
+    path = save(model, tmp_path / "a.weights.h5")
+    other = fresh(models.dense, *loaded)
+    other.load_weights(path)
+    assert not equal(loaded[0].get_weights(), loaded[1].get_weights())
+    for first, second in zip(saved, loaded, strict=True):
+        assert equal(first.get_weights(), second.get_weights())
+    loaded[0].restore()
+    saved[0].restore()
+    assert equal(other.get_weights(), model.get_weights())
+
+
+def test_averages_on_top_of_each_other_come_back_in_their_order(tmp_path):
+    def averages():
+        return EMA(0.5, name="b"), EMA(0.9, swap=False, name="a")
+
+    saved, loaded = averages(), averages()
+    model = compiled(models.dense())
+    fit(model, *saved)
+    saved[1].apply()
+    path = save(model, tmp_path / "a.weights.h5")
+    other = fresh(models.dense, *loaded)
+    other.load_weights(path)
+    for pair in zip(saved[::-1], loaded[::-1], strict=True):
+        assert equal(other.get_weights(), model.get_weights())
+        for ema in pair:
+            ema.restore()
+    assert equal(other.get_weights(), model.get_weights())
+
+
+def test_two_averages_of_one_name_are_refused():
+    riders = EMA(0.5, swap=False), EMA(0.9, swap=False)
+    with pytest.raises(ValueError, match=r"name='ema_riding'\. Pass `name=`"):
+        fit(compiled(models.dense()), *riders)
+
+
+def test_two_averages_of_one_name_are_refused_in_a_loop():
+    model, first, second = models.dense(), EMA(0.5), EMA(0.9)
+    first.set_model(model)
+    second.set_model(model)
+    second.update()
+    with pytest.raises(ValueError, match=r"name='ema'\. Pass `name=`"):
+        first.update()
+
+
+def test_a_new_callback_takes_the_seat_of_one_with_its_name(tmp_path):
+    model = compiled(models.dense())
+    fit(model, EMA(0.5))
+    ema = EMA(0.9)
+    fit(model, ema)
+    path = save(model, tmp_path / "a.weights.h5")
+    assert wavg_bytes(path) == sum(w.nbytes for w in model.get_weights())
+    again = EMA(0.9)
+    other = fresh(models.dense, again)
+    other.load_weights(path)
+    assert equal(again.get_weights(), ema.get_weights())
+
+
+def test_loading_the_best_file_after_fit_puts_its_average_in(tmp_path):
+    model, ema = compiled(models.dense()), EMA(0.9)
+    file = str(tmp_path / "{epoch}.weights.h5")
+    keep = keras.callbacks.ModelCheckpoint(file, save_weights_only=True)
+    fit(model, ema, keep, epochs=3)
+    model.load_weights(tmp_path / "2.weights.h5")
+    shown = model.get_weights()
+    assert equal(ema.get_weights(), shown)
+    twin, other = compiled(models.dense()), EMA(0.9)
+    fit(twin, other, epochs=2)
+    assert equal(twin.get_weights(), shown)
+    assert equal(snapshot(model, ema), snapshot(twin, other))
+
+
+def test_a_loop_of_ones_own_saves_and_loads(tmp_path):
+    model, ema = models.dense(), EMA(0.9)
+    ema.set_model(model)
+    rng = numpy.random.default_rng(0)
+    for _ in range(4):
+        values = [rng.normal(size=w.shape) for w in model.get_weights()]
+        model.set_weights(values)
+        ema.update()
+    path = save(model, tmp_path / "a.weights.h5")
+    other, again = models.dense(), EMA(0.9)
+    again.set_model(other)
+    other.load_weights(path)
+    assert equal(again.get_weights(), ema.get_weights())
+    for one, averaged in ((model, ema), (other, again)):
+        one.set_weights(values)
+        averaged.update()
+    assert equal(again.get_weights(), ema.get_weights())
+
+
+@pytest.mark.parametrize("options", ["default", "textbook", "warmup"])
+def test_a_file_without_an_average_warns_and_begins_anew(options, tmp_path):
+    plain = compiled(models.dense())
+    fit(plain)
+    path = save(plain, tmp_path / "a.weights.h5")
+    model, ema = compiled(models.dense()), EMA(0.9, **OPTIONS[options])
+    fit(model, ema)
+    with pytest.warns(UserWarning, match="no average named 'ema'"):
+        model.load_weights(path)
+    assert equal(model.get_weights(), plain.get_weights())
+    with pytest.raises(ValueError, match="no average before the first update"):
+        ema.get_weights()
+    samples = models.Samples()
+    fit(model, samples, ema)
+    assert equal(samples.initial, plain.get_weights())
+    expected = reference.ema(
+        samples.weights,
+        0.9,
+        warmup=options == "warmup",
+        initial=samples.initial if options == "textbook" else None,
+    )
+    assert reference.relative_error(ema.get_weights(), expected) < 1e-6
+
+
+def test_a_legacy_file_warns_too(tmp_path):
+    if keras.config.backend() == "torch":
+        pytest.skip("legacy files need not be tried on each backend")
+    path = tmp_path / "a.h5"
+    compiled(models.dense()).save(path)
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    with pytest.warns(UserWarning, match="no average named 'ema'"):
+        model.load_weights(path)
+    assert average(ema) is None
+
+
+# Bad input
+
+
+def edited(path, edit):
+    with h5py.File(path, "r+") as file:
+        edit(file["~wavg_ema/vars"])
+    return path
+
+
+def replace(group, key, value):
+    del group[key]
+    group[key] = value
+
+
+EDITS = {
+    "a count is missing": (
+        lambda g: g.__delitem__("steps"),
+        "must have the count `steps`",
+    ),
+    "a newer format": (
+        lambda g: replace(g, "version", 2),
+        "Received: version=2",
+    ),
+    "a count is no integer": (
+        lambda g: replace(g, "now", 1.5),
+        "`now` of a saved average must be an integer",
+    ),
+    "a count is negative": (
+        lambda g: replace(g, "last", -1),
+        "`last` of a saved average must be an integer",
+    ),
+    "a count is a list": (
+        lambda g: replace(g, "pending", [1, 2]),
+        "`pending` of a saved average must be an integer",
+    ),
+    "another shape": (
+        lambda g: replace(g, "raw_1", numpy.zeros(7, "float32")),
+        r"'raw_1' is to be that of '.*bias'.*\n?.*shape \(7,\)",
+    ),
+    "another kind": (
+        lambda g: replace(g, "raw_1", numpy.zeros(6, "int32")),
+        "floating-point dtype.*Received: dtype int32",
+    ),
+    "raw weights are missing": (
+        lambda g: g.__delitem__("raw_2"),
+        "no 'raw_2' for '.*kernel'",
+    ),
+    "too much": (
+        lambda g: g.__setitem__("raw_4", numpy.zeros(3)),
+        r"unknown entries \['raw_4'\]",
+    ),
+    "a stranger's group": (
+        lambda g: [g.__delitem__(k) for k in list(g)] and replace_all(g),
+        "must have the count `version`",
+    ),
+}
+
+
+def replace_all(group):
+    group["0"] = numpy.zeros(3)
+
+
+@pytest.mark.parametrize("fault", EDITS)
+def test_a_damaged_average_is_refused_and_nothing_changes(fault, tmp_path):
+    edit, message = EDITS[fault]
+    donor = compiled(models.dense())
+    fit(donor, EMA(0.9), epochs=1)
+    path = edited(save(donor, tmp_path / "a.weights.h5"), edit)
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    shown = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        model.load_weights(path)
+    assert equal(model.get_weights(), shown)
+    untouched, twin = compiled(models.dense()), EMA(0.9)
+    fit(untouched, twin)
+    assert equal(snapshot(model, ema), snapshot(untouched, twin))
+
+
+def test_the_average_of_another_choice_of_weights_is_refused(tmp_path):
+    donor = compiled(models.dense())
+    fit(donor, EMA(0.9, include="kernel"))
+    path = save(donor, tmp_path / "a.weights.h5")
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="of this model's weights"):
+        model.load_weights(path)
+    assert equal(model.get_weights(), before)
+
+
+def test_with_skip_mismatch_a_bad_average_is_a_warning(tmp_path):
+    donor = compiled(models.dense())
+    fit(donor, EMA(0.9))
+    path = save(donor, tmp_path / "a.weights.h5")
+    edited(path, EDITS["a newer format"][0])
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    with pytest.warns(UserWarning, match="version=2"):
+        model.load_weights(path, skip_mismatch=True)
+    assert equal(model.get_weights(), donor.get_weights())
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_a_truncated_file_changes_nothing(kept, tmp_path):
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    path = save(model, tmp_path / "a.weights.h5")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    shown, averages = model.get_weights(), ema.get_weights()
+    with pytest.raises(OSError, match=r"(?i)unable to .*open file"):
+        model.load_weights(path)
+    assert equal(model.get_weights(), shown)
+    assert equal(ema.get_weights(), averages)
+
+
+# A file of the average alone
+
+
+def test_save_weights_writes_a_plain_file_of_the_average(tmp_path):
+    model, ema = compiled(models.batch_norm()), EMA(0.9)
+    fit(model, ema)
+    averages = model.get_weights()
+    ema.restore()
+    raw = model.get_weights()
+    ema.save_weights(tmp_path / "a.weights.h5")
+    assert equal(model.get_weights(), raw)
+    with h5py.File(tmp_path / "a.weights.h5") as file:
+        assert set(file) == {"layers", "vars"}
+    plain = fresh(models.batch_norm)
+    plain.load_weights(tmp_path / "a.weights.h5")
+    assert equal(plain.get_weights(), averages)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.weights.h5"]
+
+
+def test_save_weights_in_mid_epoch_does_not_disturb_training(tmp_path):
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            ema.save_weights(tmp_path / "a.weights.h5")
+
+    runs = []
+    for callbacks in ([], [Save()]):
+        model, ema = compiled(models.batch_norm()), EMA(0.9)
+        fit(model, ema, *callbacks)
+        runs.append([*snapshot(model, ema)])
+    assert equal(*runs)
+
+
+def test_save_weights_refuses_what_it_cannot_do(tmp_path):
+    model, ema = compiled(models.dense()), EMA(0.9)
+    with pytest.raises(ValueError, match="needs a model"):
+        ema.save_weights(tmp_path / "a.weights.h5")
+    ema.set_model(model)
+    with pytest.raises(ValueError, match="no average before the first update"):
+        ema.save_weights(tmp_path / "a.weights.h5")
+    fit(model, ema)
+    with pytest.raises(ValueError, match=r"must end in `\.weights\.h5`"):
+        ema.save_weights(tmp_path / "a.keras")
+    with pytest.raises(FileNotFoundError):
+        ema.save_weights(tmp_path / "nowhere" / "a.weights.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b", 3, "~x", ".."])
+def test_a_name_that_no_file_can_hold_is_refused(name):
+    with pytest.raises(ValueError, match="`name` must be a string of letters"):
+        EMA(name=name)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:0", 0, True])
+def test_a_device_other_than_the_host_is_refused(device):
+    with pytest.raises(ValueError, match="`device` must be `None`"):
+        EMA(device=device)
+
+
+# Orbax
+
+
+@pytest.mark.parametrize("options", ["default", "every", "textbook"])
+def test_an_orbax_checkpoint_goes_on_as_the_saved_model(options, tmp_path):
+    pytest.importorskip("orbax.checkpoint", reason="Orbax is for JAX")
+    chosen = OPTIONS[options]
+    model, ema = compiled(models.nested()), EMA(0.9, **chosen)
+    checkpoint = keras.callbacks.OrbaxCheckpoint(tmp_path / "orbax")
+    fit(model, checkpoint, ema)
+    checkpoint.wait_until_finished()
+    keras.utils.clear_session()  # Orbax goes by names, those of a new process.
+    again = EMA(0.9, **chosen)
+    other = fresh(models.nested, again)
+    other.load_weights(tmp_path / "orbax")
+    assert equal(other.get_weights(), model.get_weights())
+    assert equal(snapshot(other, again), snapshot(model, ema))
+    fit(model, ema)
+    fit(other, again)
+    assert equal(snapshot(other, again), snapshot(model, ema))
+
+
+def test_a_model_without_an_average_loads_the_orbax_checkpoint(tmp_path):
+    pytest.importorskip("orbax.checkpoint", reason="Orbax is for JAX")
+    model, ema = compiled(models.shared()), EMA(0.9)
+    checkpoint = keras.callbacks.OrbaxCheckpoint(tmp_path / "orbax")
+    fit(model, ema, checkpoint)
+    checkpoint.wait_until_finished()
+    keras.utils.clear_session()
+    plain = fresh(models.shared)
+    plain.load_weights(tmp_path / "orbax")
+    assert equal(plain.get_weights(), model.get_weights())
+    loaded = keras.models.load_model(tmp_path / "orbax")
+    assert equal(loaded.get_weights(), model.get_weights())
