@@ -47,7 +47,7 @@ class Shadow:
         schedule: Schedule,
         start: int,
         include: Include,
-        device: str | None,
+        device: str | None = None,
     ) -> None:
         # Weak, or the values of `_inside` would keep its keys alive.
         self._model = weakref.ref(model)

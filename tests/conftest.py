@@ -13,7 +13,18 @@ if "KERAS_BACKEND" not in os.environ:
         if importlib.util.find_spec(name)
     )
 
+# Several devices for `test_distribution.py`; all else runs on the first one.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
 import keras
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )
 
 
 def pytest_report_header() -> str:

@@ -31,14 +31,15 @@ class Averages:
         device: str | None = None,
     ) -> None:
         self._variables = [variable.value for variable in variables]
-        self._on_host = device == "cpu"
+        self._home = "CPU:0" if device else _only_device(self._variables)
+        self._from_afar = device is not None
         self._schedule = schedule
         dtypes = [_average_dtype(variable) for variable in self._variables]
         self._packing = Packing(
             tuple(tuple(variable.shape) for variable in self._variables),
             tuple(dtype == tf.float32 for dtype in dtypes),
         )
-        with self._device():
+        with self._at_home():
             self._averages = [
                 tf.Variable(tf.zeros_like(sample), trainable=False)
                 for sample in self._samples()
@@ -76,7 +77,8 @@ class Averages:
         key = (id(reading.iterations), reading.batches_per_step)
         if key not in self._functions:
             self._functions[key] = self._compiled(reading)
-        self._functions[key](tf.constant(reading.steps, tf.int64))
+        with self._at_home():
+            self._functions[key](tf.constant(reading.steps, tf.int64))
 
     def read(self) -> list[tf.Tensor]:
         """The averages in the order and shapes of the variables, as copies."""
@@ -86,19 +88,19 @@ class Averages:
         """Whether the variables are the averages, each in its own dtype."""
         return bool(self._compare())
 
-    def snapshot(self) -> list[tf.Tensor]:
+    def snapshot(self) -> list[Any]:
         """The values of the variables, safe from what happens to them next."""
+        if self._from_afar:
+            return [variable.numpy() for variable in self._variables]
         return list(self._copy())
 
     @functools.cached_property
     def _read(self) -> Any:
-        return _concrete(lambda: self._packing.unpack(self._averages))
+        return self._function(lambda: self._packing.unpack(self._averages))
 
     @functools.cached_property
     def _copy(self) -> Any:
-        return _concrete(
-            self._home(lambda: [tf.identity(v) for v in self._variables])
-        )
+        return self._function(lambda: [tf.identity(v) for v in self._variables])
 
     @functools.cached_property
     def _compare(self) -> Any:
@@ -112,7 +114,7 @@ class Averages:
             ]
             return tf.reduce_all(tf.stack(same))
 
-        return _concrete(compare)
+        return self._function(compare)
 
     def _samples(self) -> list[tf.Tensor]:
         return self._packing.pack(
@@ -129,30 +131,35 @@ class Averages:
         def sampled(steps: tf.Tensor) -> list[tf.Tensor]:
             return [_now(steps, reading), *self._samples()]
 
-        if not self._on_host:
-            return _concrete(
+        if not self._from_afar:
+            return self._function(
                 lambda steps: self._fold(*sampled(steps)),
                 steps,
-                jit_compile=not tf.distribute.has_strategy(),
+                jit_compile=self._home is not None,
             )
-        # XLA compiles for one device: it cannot fetch from another.
-        fetch = _concrete(self._home(sampled), steps)
-        fold = _concrete(
-            self._home(self._fold),
+        # XLA cannot fetch from another device.
+        fetch = self._function(sampled, steps)
+        fold = self._function(
+            self._fold,
             *(tf.TensorSpec(t.shape, t.dtype) for t in fetch.outputs),
             jit_compile=True,
         )
         return lambda steps: fold(*fetch(steps))
 
-    def _home(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _function(
+        self, function: Callable[..., Any], *signature: Any, **options: Any
+    ) -> Any:
         def at_home(*arguments: Any) -> Any:
-            with self._device():
+            with self._at_home():
                 return function(*arguments)
 
-        return at_home
+        # Not the `tf.function` itself: what it does before each call costs as
+        # much as the update of a small model.
+        traced = tf.function(at_home, autograph=False, **options)
+        return traced.get_concrete_function(*signature)
 
-    def _device(self) -> Any:
-        return tf.device("CPU:0") if self._on_host else contextlib.nullcontext()
+    def _at_home(self) -> Any:
+        return tf.device(self._home) if self._home else contextlib.nullcontext()
 
     def _fold(self, now: tf.Tensor, *samples: tf.Tensor) -> None:
         counters, coefficient, take = advance(
@@ -175,21 +182,18 @@ class Averages:
         self._counters.assign(tf.stack(counters))
 
 
+def _only_device(variables: list[tf.Variable]) -> str | None:
+    # XLA compiles for one device, and not for a strategy's replicas.
+    devices = {variable.device for variable in variables}
+    mirrored = isinstance(variables[0], tf.distribute.DistributedValues)
+    return devices.pop() if len(devices) == 1 and not mirrored else None
+
+
 def _now(steps: tf.Tensor, reading: Reading) -> tf.Tensor:
     if reading.iterations is None:
         return tf.identity(steps)
     batches = tf.cast(reading.iterations.value, tf.int64)
     return steps + batches // reading.batches_per_step
-
-
-def _concrete(
-    function: Callable[..., Any], *signature: Any, jit_compile: bool = False
-) -> Any:
-    # Not the `tf.function` itself: what it does before each call costs as much
-    # as the update of a small model.
-    return tf.function(
-        function, autograph=False, jit_compile=jit_compile
-    ).get_concrete_function(*signature)
 
 
 def _all_finite(arrays: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -1,0 +1,71 @@
+"""One of two processes that train a model with DistributedDataParallel.
+
+python replica.py RANK FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import models
+import reference
+import torch
+import torch.distributed
+
+from keras_wavg import EMA
+
+
+def build():
+    model = models.nested()
+    return model, torch.nn.parallel.DistributedDataParallel(model)
+
+
+def train(model, parallel, ema, rank, steps=6):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x, y = (torch.tensor(a[rank::2]) for a in models.data(steps))
+    samples = []
+    for step in range(steps):
+        batch = slice(4 * step, 4 * step + 4)
+        optimizer.zero_grad()
+        loss = (parallel(x[batch], training=True) - y[batch]).square().mean()
+        loss.backward()
+        optimizer.step()
+        ema.update()
+        samples.append(model.get_weights())
+    return samples
+
+
+def main(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    model, parallel = build()
+    ema = EMA(0.9)
+    ema.set_model(parallel)
+    samples = train(model, parallel, ema, rank)
+    averages = ema.get_weights()
+    expected = reference.ema(samples, 0.9)
+
+    file = folder / f"{rank}.weights.h5"
+    model.save_weights(file)
+    other, parallel_again = build()
+    again = EMA(0.9)
+    again.set_model(parallel_again)
+    other.load_weights(file)
+    train(model, parallel, ema, rank)
+    train(other, parallel_again, again, rank)
+
+    report = {
+        "error": reference.relative_error(averages, expected),
+        "resumed": models.equal(again.get_weights(), ema.get_weights()),
+        "averages": {
+            weight.path: average.tolist()
+            for weight, average in zip(model.weights, averages, strict=True)
+        },
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(report))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

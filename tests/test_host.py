@@ -1,0 +1,155 @@
+"""Averages in host memory, while the weights live on another device."""
+
+import contextlib
+
+import keras
+import models
+import numpy
+import pytest
+import reference
+from models import BATCH, compiled, data, equal
+
+from keras_wavg import EMA
+
+backend = keras.config.backend()
+
+
+def elsewhere():
+    """A device that is not the host's first: an accelerator's stand-in."""
+    if backend == "jax":
+        import jax
+
+        return jax.default_device(jax.devices()[3])
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.device("CPU:1")
+    # torch has one CPU, and no other device that computes.
+    return contextlib.nullcontext()
+
+
+def device_of(array):
+    if backend == "jax":
+        (device,) = array.devices()
+        return device.id
+    if backend == "tensorflow":
+        return int(array.device[-1])
+    return 0
+
+
+def fit(model, *callbacks, epochs=2):
+    x, y = data(6)
+    model.fit(
+        x,
+        y,
+        batch_size=BATCH,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        validation_data=data(2, seed=1),
+        callbacks=[*callbacks],
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"every": 4},
+        {"bias_correction": False, "every": 3},
+        {"warmup": True, "start": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["batch_norm", "subclassed"])
+def test_averages_on_the_host_are_the_same_numbers(kind, options):
+    with elsewhere():
+        model, samples = compiled(models.KINDS[kind]()), models.Samples()
+        model(data(1)[0])
+        host = EMA(0.9, device="cpu", **options)
+        beside = EMA(0.9, swap=False, **options)
+        fit(model, samples, host, beside)
+        received = host.get_weights()
+        host.restore()
+        assert equal(model.get_weights(), samples.weights[-1])
+    assert equal(received, beside.get_weights())
+    expected = reference.ema(
+        samples.weights,
+        0.9,
+        initial=None if host.bias_correction else samples.initial,
+        every=host.every,
+        start=host.start,
+        warmup=host.warmup,
+    )
+    assert reference.relative_error(received, expected) < 1e-6
+
+
+def test_the_model_stays_on_its_device_and_the_average_on_the_host():
+    with elsewhere():
+        model, ema = compiled(models.batch_norm()), EMA(0.9, device="cpu")
+        before = [device_of(v.value) for v in model.weights]
+        fit(model, ema)
+        assert [device_of(v.value) for v in model.weights] == before
+        ema.restore()
+        assert [device_of(v.value) for v in model.weights] == before
+    assert set(before) == ({0} if backend == "torch" else set(before) - {0})
+    averages = ema._shadow._averages
+    held = averages._arrays if backend == "jax" else averages._averages
+    assert {device_of(array) for array in held} == {0}
+
+
+def test_raw_weights_wait_on_the_host_while_the_average_is_in():
+    with elsewhere():
+        model, ema = compiled(models.batch_norm()), EMA(0.9, device="cpu")
+        fit(model, ema)
+    for raw in ema._shadow._raw:
+        assert isinstance(raw, numpy.ndarray) or device_of(raw) == 0
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_float16"])
+def test_half_precision_weights_are_averaged_on_the_host(policy):
+    keras.config.set_dtype_policy(policy)
+    with elsewhere():
+        model, samples = compiled(models.dense(), "sgd"), models.Samples()
+        ema = EMA(0.9, device="cpu")
+        fit(model, samples, ema)
+        received = ema.get_weights()
+        ema.restore()
+        assert equal(model.get_weights(), samples.weights[-1])
+    assert all(w.dtype == "float32" for w in received)
+    expected = reference.ema(
+        [[w.astype("float32") for w in s] for s in samples.weights], 0.9
+    )
+    assert reference.relative_error(received, expected) < 1e-6
+
+
+def test_a_step_that_is_not_finite_is_left_out_on_the_host():
+    model, ema = models.dense(), EMA(0.9, device="cpu")
+    ema.set_model(model)
+    samples = []
+    for step in range(6):
+        weights = [
+            numpy.full(w.shape, numpy.nan if step == 3 else step, "float32")
+            for w in model.get_weights()
+        ]
+        model.set_weights(weights)
+        ema.update()
+        if step != 3:
+            samples.append(weights)
+    assert ema.skipped == 1
+    expected = reference.ema(samples, 0.9)
+    assert reference.relative_error(ema.get_weights(), expected) < 1e-6
+
+
+def test_weights_that_change_right_after_an_update_do_not_change_it():
+    """The copy is of the step's own weights, though it arrives later."""
+    model, ema = models.batch_norm(), EMA(0.9, device="cpu")
+    ema.set_model(model)
+    samples = []
+    for step in range(5):
+        model.set_weights([w + step for w in model.get_weights()])
+        samples.append(model.get_weights())
+        ema.update()
+        model.set_weights([w * 2 for w in model.get_weights()])
+    expected = reference.ema(samples, 0.9)
+    assert reference.relative_error(ema.get_weights(), expected) < 1e-6
