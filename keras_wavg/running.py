@@ -11,6 +11,7 @@ from keras_wavg.shadow import (
     Include,
     Shadow,
     averaged_variables,
+    forget_raw,
     raw_weights,
 )
 from keras_wavg.state import VERSION, Counts, State, from_dict
@@ -26,6 +27,7 @@ class RunningAverage:
         start: Integer, the optimizer step from which samples count.
         include: See `keras_wavg.shadow.Include`.
         device: `None` or `"cpu"`, see `keras_wavg.backend`.
+        name: String, unique among the averages of the model.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class RunningAverage:
         start: int,
         include: Include,
         device: str | None,
+        name: str,
     ) -> None:
         # Weak, because the model holds this, to have it saved.
         self._model = weakref.ref(model)
@@ -45,6 +48,7 @@ class RunningAverage:
         self._start = start
         self._include = include
         self._device = device
+        self.name = name
         self._in_batch = False
         self.shadow: Shadow | None = None
         self.clock = StepClock()
@@ -114,6 +118,8 @@ class RunningAverage:
         if self._in_batch and _batch_has_ended():
             self.end_batch()
         shadow = self.shadow
+        if shadow is not None and not shadow.bind():
+            shadow = None
         counts = Counts(
             version=VERSION,
             now=self.clock.exact_now(),
@@ -149,6 +155,11 @@ class RunningAverage:
             ValueError: If it is not the state of such an average.
         """
         self.check(arrays)
+        if self._in_batch:
+            # What the batch did has been overwritten.
+            self._in_batch = False
+            self.clock.end_batches()
+        forget_raw(self.model, self.name)
         self._begin_anew()
         if arrays:
             self._go_on_from(arrays)
@@ -165,8 +176,6 @@ class RunningAverage:
     # Updates
 
     def _begin_anew(self) -> None:
-        if self.shadow is not None:
-            self.shadow.forget_raw()
         self.shadow = None
         self.clock.go_on_from(0)
         self._pending = 0
@@ -195,6 +204,7 @@ class RunningAverage:
                 self._start,
                 self._include,
                 self._device,
+                self.name,
             )
         return self.shadow
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy
 
 # Keras visits public attributes first and private ones last. "~" comes after
 # both: when the average is loaded, the model's weights have been.
@@ -21,13 +22,12 @@ class SavedAverage(keras.layers.Layer):
     """What Keras meets when it saves or loads the model.
 
     Args:
-        average: A `RunningAverage`, or whatever else has `save() -> dict`,
-            `check(dict)` and `load(dict)`.
-        name: String, unique among the averages of the model.
+        average: A `RunningAverage`, or whatever else has a `name`,
+            `save() -> dict`, `check(dict)` and `load(dict)`.
     """
 
-    def __init__(self, average: Any, name: str) -> None:
-        super().__init__(name=name, trainable=False)
+    def __init__(self, average: Any) -> None:
+        super().__init__(name=average.name, trainable=False)
         self.built = True
         self.average = average
         self.visited = False
@@ -68,7 +68,7 @@ class _Probe(keras.layers.Layer):
         """Pass over the model's own variables."""
 
 
-def attach(model: Any, average: Any, name: str) -> None:
+def attach(model: Any, average: Any) -> None:
     """Let an average travel in the files of its model.
 
     It takes the seat of an earlier average of the same name.
@@ -76,17 +76,18 @@ def attach(model: Any, average: Any, name: str) -> None:
     Args:
         model: A Keras model.
         average: See `SavedAverage`.
-        name: String, the average's seat.
     """
-    if not is_attached(model, average, name):
-        _set(model, _PREFIX + name, SavedAverage(average, name))
+    if not is_attached(model, average):
+        _set(model, _PREFIX + average.name, SavedAverage(average))
     for method in (load_weights, get_state_tree, set_state_tree):
-        _set(model, method.__name__, functools.partial(method, model))
+        riding = functools.partial(method, model)
+        public = getattr(type(model), method.__name__)
+        _set(model, method.__name__, functools.update_wrapper(riding, public))
 
 
-def is_attached(model: Any, average: Any, name: str) -> bool:
-    """Whether the seat of that name is this average's."""
-    seated = vars(model).get(_PREFIX + name)
+def is_attached(model: Any, average: Any) -> bool:
+    """Whether the seat of its name is this average's."""
+    seated = vars(model).get(_PREFIX + average.name)
     return seated is not None and seated.average is average
 
 
@@ -115,7 +116,7 @@ def load_weights(
         probe = _Probe(name="probe")
         probe.built = True
         for attribute, one in saved.items():
-            _set(probe, attribute, CheckedAverage(one.average, one.name))
+            _set(probe, attribute, CheckedAverage(one.average))
         keras.saving.load_weights(probe, filepath)
     for one in saved.values():
         one.visited = False
@@ -134,7 +135,8 @@ def get_state_tree(model: Any, value_format: str = "backend_tensor") -> Any:
         arrays = one.average.save()
         if value_format == "numpy_array":
             arrays = {
-                k: keras.ops.convert_to_numpy(a) for k, a in arrays.items()
+                k: numpy.array(keras.ops.convert_to_numpy(a))
+                for k, a in arrays.items()
             }
         # Here, a model without averages passes over what it does not know.
         tree["non_trainable_variables"][attribute] = arrays

@@ -36,6 +36,7 @@ class Shadow:
         start: Integer, the optimizer step from which samples count.
         include: See `Include`.
         device: `None` or `"cpu"`, see `keras_wavg.backend`.
+        name: String. A model holds one average of a name at most.
 
     Raises:
         ValueError: If `include` matches no variable of the model.
@@ -48,7 +49,9 @@ class Shadow:
         start: int,
         include: Include,
         device: str | None = None,
+        name: str = "",
     ) -> None:
+        self.name = name
         # Weak, or the values of `_inside` would keep its keys alive.
         self._model = weakref.ref(model)
         self._include = include
@@ -130,7 +133,7 @@ class Shadow:
         """
         self._require_on_top()
         self._assign(self._raw or [])
-        self.forget_raw()
+        self._forget_raw()
 
     def leave(self) -> None:
         """Give the raw weights back, unless somebody replaced the average.
@@ -142,7 +145,7 @@ class Shadow:
         # A swap that was cut short left a mixture, and nobody's weights.
         self.replaced = not (self._swapping or self.is_held())
         if self.replaced:
-            self.forget_raw()
+            self._forget_raw()
         else:
             self.restore()
 
@@ -192,10 +195,8 @@ class Shadow:
             self._raw = [raw[i] for i in range(len(self._variables))]
             _inside.setdefault(self.model, []).insert(counts.place - 1, self)
 
-    def forget_raw(self) -> None:
-        """Let go of the raw weights: the model's own count now."""
-        if self.place:
-            _inside[self.model].remove(self)
+    def _forget_raw(self) -> None:
+        _inside[self.model].remove(self)
         self._raw = None
         self._swapping = False
 
@@ -217,6 +218,18 @@ class Shadow:
 def shadow_in(model: Any) -> Shadow | None:
     """The average that is in `model`, the latest if there are several."""
     return next(reversed(_inside.get(model, [])), None)
+
+
+def forget_raw(model: Any, name: str) -> None:
+    """Let go of raw weights whose place in `model` was taken by others.
+
+    Args:
+        model: A Keras model, whose weights have been loaded from a file.
+        name: String, the name of the average.
+    """
+    for shadow in list(_inside.get(model, [])):
+        if shadow.name == name:
+            shadow._forget_raw()
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     },
     "atomic.py": set(),
     "state.py": {"keras", "numpy"},
-    "saveable.py": {"keras"},
+    "saveable.py": {"keras", "numpy"},
     "shadow.py": {
         "keras",
         "numpy",

@@ -1,6 +1,11 @@
 """The average travels in the files of Keras, and comes back exactly."""
 
+import copy
+import pickle
+
 import h5py
+import hypothesis
+import hypothesis.strategies as st
 import keras
 import models
 import numpy
@@ -379,6 +384,100 @@ def test_a_legacy_file_warns_too(tmp_path):
     with pytest.warns(UserWarning, match="no average named 'ema'"):
         model.load_weights(path)
     assert average(ema) is None
+
+
+def test_weights_loaded_in_mid_epoch_are_gone_on_from(tmp_path):
+    """The batch that was overwritten by them is no step of the average."""
+
+    class Load(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                self.model.save_weights(tmp_path / "a.weights.h5")
+            if batch == 3:
+                self.model.load_weights(tmp_path / "a.weights.h5")
+
+    for order in (1, -1):
+        ema, samples = EMA(0.9), models.Samples()
+        callbacks = [Load(), ema][::order]
+        fit(compiled(models.dense()), samples, *callbacks, epochs=1)
+        kept = [samples.weights[i] for i in (0, 1, 4, 5)]
+        expected = reference.ema(kept, 0.9)
+        assert reference.relative_error(ema.get_weights(), expected) < 1e-6
+
+
+def test_a_layer_added_after_fit_does_not_spoil_the_file(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    fit(compiled(model), EMA(0.9))
+    model.add(keras.layers.Dense(1))
+    path = save(model, tmp_path / "a.weights.h5")
+    again = EMA(0.9)
+    again.set_model(model)
+    model.load_weights(path)
+    assert average(again) is None
+
+
+def test_copies_exports_and_summaries_of_the_model_work(tmp_path):
+    model, ema = compiled(models.dense()), EMA(0.9)
+    fit(model, ema)
+    model.summary(print_fn=lambda *_, **__: None)
+    for other in (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),  # noqa: S301
+        keras.models.clone_model(model),
+    ):
+        assert not any("wavg" in name for name in vars(other))
+        other.set_weights(model.get_weights())
+        fit(compiled(other), EMA(0.9))
+    if keras.config.backend() == "tensorflow":
+        model.export(tmp_path / "exported", verbose=False)
+    assert average(ema) is not None
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+    plan=st.lists(st.sampled_from(["step", "swap", "save"]), max_size=12),
+    options=st.sampled_from(
+        ["default", "textbook", "every", "warmup", "start", "riding"]
+    ),
+)
+def test_saving_and_loading_at_any_time_changes_nothing(
+    plan, options, tmp_path_factory
+):
+    path = tmp_path_factory.mktemp("plan") / "a.weights.h5"
+    rng = numpy.random.default_rng(0)
+    steady, moving = MODELS
+    for model in MODELS:
+        model.set_weights([w * 0 for w in model.get_weights()])
+    one, other = (EMA(0.9, **OPTIONS[options]) for _ in range(2))
+    one.set_model(steady)
+    other.set_model(moving)
+    for action in plan:
+        if action == "swap":
+            for ema in (one, other):
+                ema.restore() if ema._is_in_model() else ema.apply()
+        elif action == "step":
+            one.restore()
+            other.restore()
+            weights = [rng.normal(size=w.shape) for w in steady.get_weights()]
+            steady.set_weights(weights)
+            moving.set_weights(weights)
+            one.update()
+            other.update()
+        else:
+            moving.save_weights(path)
+            moving.set_weights([w + 1 for w in moving.get_weights()])
+            other = EMA(0.9, **OPTIONS[options])
+            other.set_model(moving)
+            moving.load_weights(path)
+        assert equal(moving.get_weights(), steady.get_weights())
+        assert (average(one) is None) == (average(other) is None)
+        assert equal(average(one) or [], average(other) or [])
+    one.restore()
+    other.restore()
+    assert equal(moving.get_weights(), steady.get_weights())
+
+
+MODELS = models.dense(), models.dense()
 
 
 # Bad input

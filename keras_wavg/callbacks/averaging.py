@@ -156,7 +156,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 "Received: a model that holds the average. Call `restore()` "
                 "first."
             )
-        if not is_attached(self._running.model, self._running, self.name):
+        if not is_attached(self._running.model, self._running):
             self._refuse_the_name()
         self._running.tick()
 
@@ -285,8 +285,9 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 start=self.start,
                 include=self.include,
                 device=self.device,
+                name=self.name,
             )
-        attach(model, self._averages[model], self.name)
+        attach(model, self._averages[model])
         return self._averages[model]
 
     def _is_in_model(self) -> bool:

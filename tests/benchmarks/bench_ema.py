@@ -82,14 +82,18 @@ def bench_fit(
         "fit + loop of assigns": (lambda: [LoopOfAssigns()], {}),
         "fit, use_ema=True": (list, {"use_ema": True, "ema_momentum": DECAY}),
     }
-    rng = numpy.random.default_rng(0)
-    x = rng.normal(size=(32 * steps, units)).astype("float32")
-    y = rng.normal(size=(32 * steps, units)).astype("float32")
+    x, y = random(32 * steps, units), random(32 * steps, units)
     rows = {}
     for name, (callbacks, options) in variants.items():
         model = dense_model(units, layers, options)
         rows[name] = epoch(model, callbacks(), x, y, steps)
     report(f"a step of fit, {title}", rows, rounds, own_clock=True)
+
+
+def random(rows: int, columns: int) -> numpy.ndarray:
+    """Inputs and targets, whatever they mean."""
+    rng = numpy.random.default_rng(0)
+    return rng.normal(size=(rows, columns)).astype("float32")
 
 
 def epoch(
