@@ -77,8 +77,9 @@ def attach(model: Any, average: Any) -> None:
         model: A Keras model.
         average: See `SavedAverage`.
     """
-    if not is_attached(model, average):
-        _set(model, _PREFIX + average.name, SavedAverage(average))
+    if is_attached(model, average):
+        return
+    _set(model, _PREFIX + average.name, SavedAverage(average))
     for method in (load_weights, get_state_tree, set_state_tree):
         riding = functools.partial(method, model)
         public = getattr(type(model), method.__name__)

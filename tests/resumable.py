@@ -7,6 +7,7 @@ Where it is to die it says so, and waits for the kill.
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -73,6 +74,28 @@ class SlowToSave(keras.layers.Layer):
 
     def call(self, inputs):
         return inputs
+
+
+def save_through_faults(ema, slow, folder):
+    """Save, save on a full disk, and be killed while saving once more."""
+    path = folder / "a.weights.h5"
+    ema.save_weights(path)
+    saved = path.read_bytes()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        ema.save_weights(path)
+    except OSError:
+        pass
+    else:
+        raise AssertionError
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == saved
+    assert {p.name for p in folder.iterdir()} == {"a.weights.h5", "log.csv"}
+    slow.die = Die("writing")
+    slow.die.epoch = 2
+    ema.save_weights(path)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -154,6 +177,9 @@ def main(run):
             fit(initial_epoch=run["interrupt"][0])
     else:
         fit()
+
+    if run.get("save"):
+        save_through_faults(emas[0], slow, folder)
 
     arrays = {f"shown_{i}": w for i, w in enumerate(model.get_weights())}
     emas[0].restore()

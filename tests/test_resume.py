@@ -125,3 +125,11 @@ def test_without_a_second_backup_a_torn_file_is_an_error(tmp_path):
     assert failed.returncode == 1
     assert "OSError" in failed.stderr
     assert not Path(tmp_path, "end.npz").exists()
+
+
+def test_a_file_of_the_average_is_whole_or_what_it_was(tmp_path):
+    """On a full disk, and after a kill while it was written."""
+    killed = process(tmp_path, save=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    model, _ = resumable.build({})
+    model.load_weights(tmp_path / "a.weights.h5")

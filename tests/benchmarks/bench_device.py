@@ -52,9 +52,7 @@ def main() -> None:
     bench_fit()
 
 
-def bench_update(
-    parameters: int, bandwidth: float, seconds_of: Timer
-) -> None:
+def bench_update(parameters: int, bandwidth: float, seconds_of: Timer) -> None:
     """One update, all variables float32."""
     model = WeightsOnly(variables=166, parameters=parameters)
     shadow = Shadow(model, BiasCorrected(ConstantDecay(DECAY)), 0, None)
