@@ -50,6 +50,7 @@ class RunningAverage:
         self._device = device
         self.name = name
         self._in_batch = False
+        self._ended_early = False
         self.shadow: Shadow | None = None
         self.clock = StepClock()
         self._begin_anew()
@@ -81,11 +82,12 @@ class RunningAverage:
     def begin_batch(self) -> None:
         """Expect the end of a batch, or of a group of them."""
         self._in_batch = True
+        self._ended_early = False
 
     def end_batch(self) -> None:
         """Count the steps of the batch, and update the average if it is due."""
-        if self._in_batch:
-            self._in_batch = False
+        self._in_batch = False
+        if not self._ended_early:
             # At an epoch's last batch another average may be in already.
             with raw_weights(self.model):
                 self._after_steps(self.clock.end_batches())
@@ -117,6 +119,7 @@ class RunningAverage:
         """All that it takes to go on from here, as a flat dict of arrays."""
         if self._in_batch and _batch_has_ended():
             self.end_batch()
+            self._ended_early = True
         shadow = self.shadow
         if shadow is not None and not shadow.bind():
             shadow = None
@@ -133,17 +136,22 @@ class RunningAverage:
         averages, raw = ({}, {}) if shadow is None else shadow.save()
         return State(counts, averages, raw).to_dict()
 
-    def check(self, arrays: Mapping[str, Any]) -> None:
-        """Refuse what `load` would refuse.
+    def check(self, arrays: Mapping[str, Any]) -> State | None:
+        """Read a state, and refuse what `load` would refuse.
 
         Args:
             arrays: Dict of arrays, as `save` gave it, or empty.
 
+        Returns:
+            A `State`, or `None` for an empty dict.
+
         Raises:
             ValueError: If it is not the state of such an average.
         """
-        if arrays:
-            from_dict(arrays, averaged_variables(self.model, self._include))
+        if not arrays:
+            return None
+        variables = averaged_variables(self.model, self._include)
+        return from_dict(arrays, variables)
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Go on from a state, once the model's weights have been loaded.
@@ -154,20 +162,19 @@ class RunningAverage:
         Raises:
             ValueError: If it is not the state of such an average.
         """
-        self.check(arrays)
-        if self._in_batch:
+        state = self.check(arrays)
+        if self._in_batch and _batch_has_ended():
             # What the batch did has been overwritten.
-            self._in_batch = False
             self.clock.end_batches()
+            self._ended_early = True
         forget_raw(self.model, self.name)
         self._begin_anew()
-        if arrays:
-            self._go_on_from(arrays)
-        else:
+        if state is None:
             self.begin_if_due()
+        else:
+            self._go_on_from(state)
 
-    def _go_on_from(self, arrays: Mapping[str, Any]) -> None:
-        state = from_dict(arrays, averaged_variables(self.model, self._include))
+    def _go_on_from(self, state: State) -> None:
         self.clock.go_on_from(state.counts.now)
         self._pending = state.counts.pending
         if state.counts.begun:

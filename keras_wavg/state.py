@@ -21,6 +21,8 @@ import numpy
 VERSION = 1
 """Of the format: to be raised when an older reader would go wrong."""
 
+_LARGEST = 2**31 - 1  # What counts can be on JAX.
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -85,6 +87,11 @@ def from_dict(arrays: Mapping[str, Any], variables: Sequence[Any]) -> State:
             or of a newer format.
     """
     counts = _counts(arrays)
+    if counts.place and not counts.begun:
+        raise ValueError(
+            "Only an average that has begun can be in the model. Received: "
+            f"place={counts.place}, begun={counts.begun}. The file is damaged."
+        )
     state = State(
         counts,
         _of_kind("average", arrays, variables),
@@ -124,10 +131,11 @@ def _integer(name: str, arrays: Mapping[str, Any]) -> int:
             "program."
         )
     array = numpy.asarray(arrays[name])
-    if array.shape or array.dtype.kind not in "iu" or array < 0:
+    integer = array.shape == () and array.dtype.kind in "iu"
+    if not integer or not 0 <= array <= _LARGEST:
         raise ValueError(
-            f"The count `{name}` of a saved average must be an integer >= 0. "
-            f"Received: {array!r}"
+            f"The count `{name}` of a saved average must be an integer in "
+            f"[0, {_LARGEST}]. Received: {array!r}"
         )
     return int(array)
 

@@ -395,10 +395,29 @@ def test_a_legacy_file_warns_too(tmp_path):
     assert average(ema) is None
 
 
+def test_hooks_called_by_hand_without_the_begin_of_a_batch_count():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    callbacks = keras.callbacks.CallbackList([ema], model=model)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(0)
+    samples = []
+    for batch in range(4):
+        model.train_on_batch(X[:8], Y[:8])
+        samples.append(model.get_weights())
+        callbacks.on_train_batch_end(batch)
+    expected = reference.ema(samples, 0.9)
+    assert reference.relative_error(ema.get_weights(), expected) < 1e-6
+
+
 def test_weights_loaded_in_mid_epoch_are_gone_on_from(tmp_path):
     """The batch that was overwritten by them is no step of the average."""
 
     class Load(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 5:
+                self.model.save_weights(tmp_path / "b.weights.h5")
+                self.model.load_weights(tmp_path / "b.weights.h5")
+
         def on_train_batch_end(self, batch, logs=None):
             if batch == 1:
                 self.model.save_weights(tmp_path / "a.weights.h5")
@@ -519,6 +538,14 @@ EDITS = {
     "a count is negative": (
         lambda g: replace(g, "last", -1),
         "`last` of a saved average must be an integer",
+    ),
+    "a count is too large": (
+        lambda g: replace(g, "steps", 2**40),
+        "`steps` of a saved average must be an integer in",
+    ),
+    "in the model before it began": (
+        lambda g: replace(g, "begun", 0),
+        "Received: place=1, begun=0",
     ),
     "a count is a list": (
         lambda g: replace(g, "pending", [1, 2]),

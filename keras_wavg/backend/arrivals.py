@@ -32,8 +32,8 @@ class Arrivals:
                 for w in weights
             ]
         for copy, weight in zip(self._copies, weights, strict=True):
-            copy.copy_(weight, non_blocking=True)
-        self._now = torch.as_tensor(now).to("cpu", non_blocking=True)
+            copy.copy_(weight, non_blocking=weight.is_cuda)
+        self._now = torch.as_tensor(now).to("cpu")
         if weights[0].is_cuda:
             self._sent = torch.cuda.Event()
             self._sent.record()
