@@ -110,13 +110,14 @@ def test_a_transposed_torch_parameter_is_averaged_element_by_element():
     assert numpy.array_equal(ema.get_weights()[0], transposed.numpy())
 
 
-def test_a_step_is_updated_without_reading_anything_back(monkeypatch):
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_step_is_updated_without_reading_anything_back(device, monkeypatch):
     """Between two epochs the host learns nothing from the device."""
     read_back = []
     monkeypatch.setattr(
         keras.ops, "convert_to_numpy", lambda *_: read_back.append("numpy")
     )
-    model, ema = models.batch_norm(), EMA(0.9)
+    model, ema = models.batch_norm(), EMA(0.9, device=device)
     ema.set_model(compiled(model))
     if keras.config.backend() == "jax":
         import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """Averages in host memory, while the weights live on another device."""
 
 import contextlib
+import gc
 
 import keras
 import models
@@ -104,6 +105,38 @@ def test_raw_weights_wait_on_the_host_while_the_average_is_in():
         fit(model, ema)
     for raw in ema._shadow._raw:
         assert isinstance(raw, numpy.ndarray) or device_of(raw) == 0
+
+
+def test_the_device_of_the_weights_holds_nothing_more_between_updates():
+    if backend != "jax":
+        pytest.skip("JAX can list the arrays that are alive")
+    import jax
+
+    class Memory(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.bytes = []
+
+        def on_train_batch_begin(self, batch, logs=None):
+            alive = [a for a in jax.live_arrays() if device_of(a) == 3]
+            self.bytes.append(sum(a.nbytes for a in alive))
+
+    def held(*averages):
+        gc.collect()
+        with elsewhere():
+            memory, model = Memory(), compiled(models.batch_norm())
+            fit(model, *averages, memory)
+        # At an epoch's first batch Keras still holds what it evaluated.
+        return numpy.array(memory.bytes).reshape(2, 6)[:, 1:]
+
+    plain, on_host, beside = (
+        held(),
+        held(EMA(0.9, device="cpu", every=2)),
+        held(EMA(0.9)),
+    )
+    weights = sum(w.nbytes for w in models.batch_norm().get_weights())
+    assert (abs(on_host - plain) < 0.001 * weights).all()
+    assert (beside - plain > 0.9 * weights).all()
 
 
 @pytest.mark.parametrize("policy", ["bfloat16", "mixed_float16"])

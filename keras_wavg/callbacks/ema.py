@@ -44,6 +44,10 @@ class EMA(WeightAveraging):
     Training itself is left as it is, to the last bit. Pass the callback in a
     list.
 
+    Files that Keras writes of the model carry the average along, and training
+    goes on from them exactly: with `keras.callbacks.BackupAndRestore`, or with
+    `set_model(model)` before `model.load_weights(path)`.
+
     Averaged is every floating-point weight of the model, moving statistics of
     `BatchNormalization` included, in float32 whatever the weight's dtype (and
     float64 for float64 weights). A step that leaves a weight NaN or infinite
