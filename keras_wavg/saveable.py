@@ -39,7 +39,8 @@ class SavedAverage(keras.layers.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         """Take the state over from the store of a file."""
-        self.load({key: store[key] for key in store.keys()})  # noqa: SIM118
+        # Keras 3.10 hands out datasets that close with the file.
+        self.load({k: numpy.array(store[k]) for k in store.keys()})  # noqa: SIM118
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Take the state over, or tell that there is none."""
