@@ -6,6 +6,7 @@ import keras
 import models
 import numpy
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import BATCH, compiled, data, equal
@@ -108,6 +109,23 @@ def test_a_transposed_torch_parameter_is_averaged_element_by_element():
     ema.set_model(model)
     ema.update()
     assert numpy.array_equal(ema.get_weights()[0], transposed.numpy())
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_torch_averages_stay_on_their_device_whatever_keras_prefers(device):
+    """The meta device computes nothing: what came to it would be lost."""
+    if keras.config.backend() != "torch":
+        pytest.skip("other backends follow the arrays")
+    model, ema = models.dense(), EMA(0.9, device=device)
+    ema.set_model(model)
+    samples = []
+    for step in range(3):
+        model.set_weights([w + step for w in model.get_weights()])
+        samples.append(model.get_weights())
+        with keras.device("meta" if step else "cpu"):
+            ema.update()
+    expected = reference.ema(samples, 0.9)
+    assert reference.relative_error(ema.get_weights(), expected) < 1e-6
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])

@@ -119,9 +119,11 @@ class Averages:
             weight.to(average.dtype).contiguous()
             for weight, average in zip(weights, self._averages, strict=True)
         ]
-        self._counters, coefficient, take = advance(
-            self._counters, now, _all_finite(samples), self._schedule
-        )
+        # Keras' operations move what they get to the device of its choice.
+        with keras.device(str(self._averages[0].device)):
+            self._counters, coefficient, take = advance(
+                self._counters, now, _all_finite(samples), self._schedule
+            )
         _lerp(self._averages, samples, coefficient, take)
 
 
