@@ -13,7 +13,7 @@ holds. Averages of half-precision weights are float32, and always there.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy
@@ -168,26 +168,18 @@ def _require_like(key: str, array: Any, variable: Any) -> None:
 
 
 def _require_complete(state: State, variables: Sequence[Any]) -> None:
+    begun, place = state.counts.begun, state.counts.place
     for i, variable in enumerate(variables):
-        in_model = state.counts.place and (
-            variable.dtype == average_dtype(variable)
-        )
-        missing = [
-            f"{kind}_{i}"
-            for kind, found, needed in (
-                (
-                    "average",
-                    state.averages,
-                    state.counts.begun and not in_model,
-                ),
-                ("raw", state.raw, state.counts.place),
-            )
-            if needed and i not in found
-        ]
-        if missing:
-            raise ValueError(
-                "The saved average must cover every averaged weight. "
-                f"Received: no '{missing[0]}' for '{variable.path}'. It is the "
-                "average of another model or of another `include`, or the file "
-                "is damaged."
-            )
+        in_model = place and variable.dtype == average_dtype(variable)
+        if begun and not in_model and i not in state.averages:
+            _refuse_without(f"average_{i}", variable)
+        if place and i not in state.raw:
+            _refuse_without(f"raw_{i}", variable)
+
+
+def _refuse_without(key: str, variable: Any) -> NoReturn:
+    raise ValueError(
+        "The saved average must cover every averaged weight. Received: no "
+        f"'{key}' for '{variable.path}'. It is the average of another model or "
+        "of another `include`, or the file is damaged."
+    )
