@@ -40,7 +40,7 @@ class SavedAverage(keras.layers.Layer):
     def load_own_variables(self, store: Any) -> None:
         """Take the state over from the store of a file."""
         # Keras 3.10 hands out datasets that close with the file.
-        self.load({k: numpy.array(store[k]) for k in store.keys()})  # noqa: SIM118
+        self.load({k: numpy.asarray(store[k]) for k in store.keys()})  # noqa: SIM118
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Take the state over, or tell that there is none."""
