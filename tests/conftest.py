@@ -35,6 +35,7 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """Give each test the same seeds and the default dtype policy."""
-    keras.utils.clear_session()
+    # Garbage is left to Python: a collection takes a second after TensorFlow.
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
