@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import StepClock
 from keras_wavg.schedules import Schedule
 from keras_wavg.shadow import (
@@ -120,20 +121,21 @@ class RunningAverage:
         if self._in_batch and _batch_has_ended():
             self.end_batch()
             self._ended_early = True
-        shadow = self.shadow
-        if shadow is not None and not shadow.bind():
-            shadow = None
+        shadow, counters = self.shadow, Counters(self._start, 0, 0)
+        averages: Mapping[int, Any] = {}
+        raw: Mapping[int, Any] = {}
+        begun, place = False, 0
+        if shadow is not None and shadow.bind():
+            counters, begun, place = shadow.counters, shadow.begun, shadow.place
+            averages, raw = shadow.save()
         counts = Counts(
             version=VERSION,
             now=self.clock.exact_now(),
             pending=self._pending,
-            last=self._start if shadow is None else shadow.counters.last,
-            steps=0 if shadow is None else shadow.counters.steps,
-            skipped=0 if shadow is None else shadow.counters.skipped,
-            begun=int(shadow is not None and shadow.begun),
-            place=0 if shadow is None else shadow.place,
+            **counters._asdict(),
+            begun=int(begun),
+            place=place,
         )
-        averages, raw = ({}, {}) if shadow is None else shadow.save()
         return State(counts, averages, raw).to_dict()
 
     def check(self, arrays: Mapping[str, Any]) -> State | None:

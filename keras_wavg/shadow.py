@@ -13,7 +13,7 @@ from keras_wavg.backend import averages_class
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
-from keras_wavg.state import State, average_dtype
+from keras_wavg.state import State, holds_average
 
 Include = str | Callable[[str], bool] | None
 """Which variables: a regular expression, a predicate on paths, or all."""
@@ -169,8 +169,7 @@ class Shadow:
         needed = [
             i
             for i, variable in enumerate(self._variables)
-            if self.begun
-            and not (held and variable.dtype == average_dtype(variable))
+            if self.begun and not (held and holds_average(variable))
         ]
         averages = self._averages.read() if needed else []
         raw = dict(enumerate(self._raw or []))

@@ -107,9 +107,9 @@ def from_dict(arrays: Mapping[str, Any], variables: Sequence[Any]) -> State:
     return state
 
 
-def average_dtype(variable: Any) -> str:
-    """The dtype of a variable's average."""
-    return "float64" if variable.dtype == "float64" else "float32"
+def holds_average(variable: Any) -> bool:
+    """Whether a variable's dtype is that of its average, so none is rounded."""
+    return variable.dtype in {"float32", "float64"}
 
 
 def _counts(arrays: Mapping[str, Any]) -> Counts:
@@ -170,7 +170,7 @@ def _require_like(key: str, array: Any, variable: Any) -> None:
 def _require_complete(state: State, variables: Sequence[Any]) -> None:
     begun, place = state.counts.begun, state.counts.place
     for i, variable in enumerate(variables):
-        in_model = place and variable.dtype == average_dtype(variable)
+        in_model = place and holds_average(variable)
         if begun and not in_model and i not in state.averages:
             _refuse_without(f"average_{i}", variable)
         if place and i not in state.raw:

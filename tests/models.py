@@ -124,6 +124,23 @@ def compiled(
     return model
 
 
+def fit_and_validate(
+    model: keras.Model, *callbacks: Any, epochs: int = 2
+) -> None:
+    """Six batches an epoch, always in the same order."""
+    x, y = data(6)
+    model.fit(
+        x,
+        y,
+        batch_size=BATCH,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        validation_data=data(2, seed=1),
+        callbacks=[*callbacks],
+    )
+
+
 class Samples(keras.callbacks.Callback):
     """Records the weights after each batch: the samples of an average."""
 

@@ -2,7 +2,7 @@
 
     python resumable.py '{"folder": "...", "die": "validation", ...}'
 
-Where it is to die it says so, and waits for the kill.
+Where it is to die it sends itself SIGKILL, and nothing of it runs after that.
 """
 
 import json

@@ -58,6 +58,7 @@ MAY_IMPORT = {
         "keras_wavg.state",
     },
     "running.py": {
+        "keras_wavg.backend.counting",
         "keras_wavg.clock",
         "keras_wavg.schedules",
         "keras_wavg.shadow",

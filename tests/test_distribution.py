@@ -11,7 +11,8 @@ import models
 import numpy
 import pytest
 import reference
-from models import BATCH, compiled, data, equal
+from models import compiled, equal
+from models import fit_and_validate as fit
 
 from keras_wavg import EMA
 
@@ -25,21 +26,6 @@ on_torch = pytest.mark.skipif(
 )
 SCRIPT = Path(__file__).with_name("replica.py")
 OPTIONS = [{}, {"bias_correction": False}, {"every": 3}, {"device": "cpu"}]
-
-
-def fit(model, *callbacks, epochs=2, **options):
-    x, y = data(6)
-    model.fit(
-        x,
-        y,
-        batch_size=BATCH,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        validation_data=data(2, seed=1),
-        callbacks=[*callbacks],
-        **options,
-    )
 
 
 def wide():

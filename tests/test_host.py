@@ -8,7 +8,8 @@ import models
 import numpy
 import pytest
 import reference
-from models import BATCH, compiled, data, equal
+from models import compiled, data, equal
+from models import fit_and_validate as fit
 
 from keras_wavg import EMA
 
@@ -36,20 +37,6 @@ def device_of(array):
     if backend == "tensorflow":
         return int(array.device[-1])
     return 0
-
-
-def fit(model, *callbacks, epochs=2):
-    x, y = data(6)
-    model.fit(
-        x,
-        y,
-        batch_size=BATCH,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        validation_data=data(2, seed=1),
-        callbacks=[*callbacks],
-    )
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,24 @@ def test_a_loaded_model_goes_on_as_the_saved_one(index, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "step", [{"run_eagerly": True}, {"jit_compile": True}], ids=str
+)
+def test_a_loaded_model_goes_on_however_its_step_is_compiled(step, tmp_path):
+    if keras.config.backend() == "torch" and "jit_compile" in step:
+        pytest.skip("torch.compile wants a C++ compiler")
+    model, ema = compiled(models.nested(), **step), EMA(0.9)
+    fit(model, ema)
+    model.save_weights(tmp_path / "a.weights.h5")
+    other, again = compiled(models.nested(), **step), EMA(0.9)
+    other.optimizer.build(other.trainable_variables)
+    again.set_model(other)
+    other.load_weights(tmp_path / "a.weights.h5")
+    fit(model, ema)
+    fit(other, again)
+    assert equal(snapshot(other, again), snapshot(model, ema))
+
+
+@pytest.mark.parametrize(
     ("kind", "file"),
     [
         ("batch_norm", "a.weights.json"),
