@@ -10,11 +10,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keras_wavg.batchnorm import update_bn
     from keras_wavg.callbacks.ema import EMA
+    from keras_wavg.callbacks.fge import FGE
+    from keras_wavg.callbacks.lawa import LAWA
+    from keras_wavg.callbacks.lookahead import Lookahead
+    from keras_wavg.callbacks.swa import SWA
+    from keras_wavg.callbacks.swag import SWAG
+    from keras_wavg.learning_rates import (
+        AnnealToConstant,
+        CyclicLearningRate,
+        TriangularLearningRate,
+    )
 
-__all__ = ["EMA"]
+__all__ = [
+    "EMA",
+    "FGE",
+    "LAWA",
+    "SWA",
+    "SWAG",
+    "AnnealToConstant",
+    "CyclicLearningRate",
+    "Lookahead",
+    "TriangularLearningRate",
+    "update_bn",
+]
 
-_HOMES = {"EMA": "keras_wavg.callbacks.ema"}
+_HOMES = {
+    "EMA": "keras_wavg.callbacks.ema",
+    "FGE": "keras_wavg.callbacks.fge",
+    "LAWA": "keras_wavg.callbacks.lawa",
+    "SWA": "keras_wavg.callbacks.swa",
+    "SWAG": "keras_wavg.callbacks.swag",
+    "AnnealToConstant": "keras_wavg.learning_rates",
+    "CyclicLearningRate": "keras_wavg.learning_rates",
+    "Lookahead": "keras_wavg.callbacks.lookahead",
+    "TriangularLearningRate": "keras_wavg.learning_rates",
+    "update_bn": "keras_wavg.batchnorm",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,13 @@ class Reading:
     iterations: Any = None
     batches_per_step: int = 1
 
+    def now(self) -> int:
+        """The time, read back from the device where only that knows."""
+        if self.iterations is None:
+            return self.steps
+        batches = keras.ops.convert_to_numpy(self.iterations.value)
+        return self.steps + int(batches) // self.batches_per_step
+
 
 class StepClock:
     """Counts optimizer steps over one or several calls of `fit`.

@@ -7,9 +7,8 @@ from typing import Any, NoReturn
 
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import StepClock
-from keras_wavg.schedules import Schedule
+from keras_wavg.plan import Plan
 from keras_wavg.shadow import (
-    Include,
     Shadow,
     averaged_variables,
     forget_raw,
@@ -23,38 +22,26 @@ class RunningAverage:
 
     Args:
         model: A Keras model.
-        schedule: A `Schedule`.
-        every: Integer, optimizer steps from one update to the next.
-        start: Integer, the optimizer step from which samples count.
-        include: See `keras_wavg.shadow.Include`.
-        device: `None` or `"cpu"`, see `keras_wavg.backend`.
-        name: String, unique among the averages of the model.
+        plan: A `Plan`, whose name is unique among the averages of the model.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        schedule: Schedule,
-        *,
-        every: int,
-        start: int,
-        include: Include,
-        device: str | None,
-        name: str,
-    ) -> None:
+    def __init__(self, model: Any, plan: Plan) -> None:
         # Weak, because the model holds this, to have it saved.
         self._model = weakref.ref(model)
-        self._schedule = schedule
-        self._every = every
-        self._start = start
-        self._include = include
-        self._device = device
-        self.name = name
+        self._plan = plan
+        self._sampling = plan.sampling
         self._in_batch = False
+        self._in_epoch = False
         self._ended_early = False
         self.shadow: Shadow | None = None
         self.clock = StepClock()
+        self.epochs = 0
         self._begin_anew()
+
+    @property
+    def name(self) -> str:
+        """By which files tell it apart."""
+        return self._plan.name
 
     @property
     def model(self) -> Any:
@@ -75,9 +62,16 @@ class RunningAverage:
         self.clock.begin_fit(self.model, batches_in_epoch)
         self.begin_if_due()
 
-    def begin_epoch(self) -> None:
-        """Count the batches of an epoch from its first on."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Count the batches of an epoch from its first on.
+
+        Args:
+            epoch: Integer, what `fit` calls it. It may be ahead of the count,
+                where `initial_epoch` says so.
+        """
         self._in_batch = False
+        self._in_epoch = True
+        self.epochs = max(self.epochs, epoch)
         self.clock.begin_epoch()
 
     def begin_batch(self) -> None:
@@ -92,17 +86,33 @@ class RunningAverage:
             # At an epoch's last batch another average may be in already.
             with raw_weights(self.model):
                 self._after_steps(self.clock.end_batches())
+        if self.clock.epoch_is_over:
+            self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """Count the epoch, once, and update the average if it is due."""
+        if self._in_epoch:
+            self._in_epoch = False
+            with raw_weights(self.model):
+                self._count(epochs=1)
+
+    def end_epoch_before_validation(self) -> None:
+        """Count the epoch, unless somebody evaluates in its midst."""
+        hooks = ["on_train_batch_begin", "on_train_batch_end"]
+        if not any(map(_called_in, hooks)):
+            self.end_epoch()
 
     def tick(self) -> None:
-        """Count one optimizer step of a loop without `fit`."""
+        """Count an optimizer step, or an epoch, of a loop without `fit`."""
         self._after_steps(self.clock.tick())
+        self._count(epochs=self._sampling.epochs_a_tick)
 
     def begin_if_due(self) -> None:
-        """Start at the weights of now, if that is what the schedule asks."""
-        now = self.clock.now
+        """Start at the weights of now, if that is what the plan asks."""
+        now, start = self.clock.now, self._sampling.start
         if (
-            self._schedule.starts_from_initial
-            and now <= self._start < now + self.clock.steps_per_hook
+            self._plan.starts_from_initial
+            and now <= start < now + self.clock.steps_per_hook
         ):
             if not self.model.built:
                 self._refuse_an_unbuilt_model()
@@ -118,25 +128,25 @@ class RunningAverage:
 
     def save(self) -> dict[str, Any]:
         """All that it takes to go on from here, as a flat dict of arrays."""
-        if self._in_batch and _batch_has_ended():
-            self.end_batch()
-            self._ended_early = True
-        shadow, counters = self.shadow, Counters(self._start, 0, 0)
+        self._catch_up()
+        shadow, counters = self.shadow, Counters(self._sampling.start, 0, 0)
         averages: Mapping[int, Any] = {}
         raw: Mapping[int, Any] = {}
+        kept: Mapping[str, Mapping[int, Any]] = {}
         begun, place = False, 0
         if shadow is not None and shadow.bind():
             counters, begun, place = shadow.counters, shadow.begun, shadow.place
-            averages, raw = shadow.save()
+            averages, raw, kept = shadow.save()
         counts = Counts(
             version=VERSION,
             now=self.clock.exact_now(),
+            epochs=self.epochs,
             pending=self._pending,
             **counters._asdict(),
             begun=int(begun),
             place=place,
         )
-        return State(counts, averages, raw).to_dict()
+        return State(counts, averages, raw, kept).to_dict()
 
     def check(self, arrays: Mapping[str, Any]) -> State | None:
         """Read a state, and refuse what `load` would refuse.
@@ -152,8 +162,8 @@ class RunningAverage:
         """
         if not arrays:
             return None
-        variables = averaged_variables(self.model, self._include)
-        return from_dict(arrays, variables)
+        variables = averaged_variables(self.model, self._plan.include)
+        return from_dict(arrays, variables, self._plan.kept)
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Go on from a state, once the model's weights have been loaded.
@@ -165,10 +175,12 @@ class RunningAverage:
             ValueError: If it is not the state of such an average.
         """
         state = self.check(arrays)
-        if self._in_batch and _batch_has_ended():
+        if self._in_batch and _called_in("on_train_batch_end"):
             # What the batch did has been overwritten.
             self.clock.end_batches()
             self._ended_early = True
+        if _called_in("on_epoch_end"):
+            self._in_epoch = False
         forget_raw(self.model, self.name)
         self._begin_anew()
         if state is None:
@@ -178,26 +190,54 @@ class RunningAverage:
 
     def _go_on_from(self, state: State) -> None:
         self.clock.go_on_from(state.counts.now)
+        self.epochs = state.counts.epochs
         self._pending = state.counts.pending
         if state.counts.begun:
             self._current_shadow().load(state)
+
+    def _catch_up(self) -> None:
+        # Keras tells one callback after the other that a batch, or an epoch,
+        # has ended, and one listed before ours may save the model right then:
+        # its weights are ahead of the average.
+        if self._in_batch and _called_in("on_train_batch_end"):
+            self.end_batch()
+            self._ended_early = True
+        if _called_in("on_epoch_end"):
+            self.end_epoch()
 
     # Updates
 
     def _begin_anew(self) -> None:
         self.shadow = None
         self.clock.go_on_from(0)
-        self._pending = 0
+        self.epochs = 0
+        self._pending = self._sampling.head_start
         self._updated = False
 
     def _after_steps(self, steps: int) -> None:
-        counted = self.clock.now - self._start
-        if counted <= 0:
+        if self.clock.now <= self._sampling.start:
             self.begin_if_due()
-        self._pending = max(0, min(self._pending + steps, counted))
-        if self._pending >= self._every:
-            self._pending = 0
+        self._count(steps=steps)
+        if self._is_overwriting_due(steps) and self.shadow is not None:
+            self.shadow.overwrite()
+
+    def _count(self, *, steps: int = 0, epochs: int = 0) -> None:
+        self.epochs += epochs
+        self._pending = self._sampling.pending(
+            self._pending,
+            ended=(steps, epochs),
+            now=(self.clock.now, self.epochs),
+        )
+        if self._pending >= self._sampling.every:
+            self._pending %= self._sampling.every
             self._update()
+
+    def _is_overwriting_due(self, steps: int) -> bool:
+        every = self._plan.overwrite_every
+        counted = self.clock.now - self._sampling.start
+        if every is None or counted // every == (counted - steps) // every:
+            return False
+        return self.shadow is not None and self.shadow.exists
 
     def _update(self) -> None:
         if not self._updated:
@@ -207,18 +247,11 @@ class RunningAverage:
 
     def _current_shadow(self) -> Shadow:
         if self.shadow is None:
-            self.shadow = Shadow(
-                self.model,
-                self._schedule,
-                self._start,
-                self._include,
-                self._device,
-                self.name,
-            )
+            self.shadow = Shadow(self.model, self._plan)
         return self.shadow
 
     def _require_beginning(self) -> None:
-        if not self._schedule.starts_from_initial:
+        if not self._plan.starts_from_initial:
             return
         if self.shadow is None or not self.shadow.bind():
             self._refuse_an_unbuilt_model()
@@ -233,14 +266,12 @@ class RunningAverage:
         )
 
 
-def _batch_has_ended() -> bool:
-    # Keras tells one callback after the other that a batch has ended, and one
-    # listed before ours may save the model right then: its weights are a step
-    # ahead of the average. Only the call stack knows. The optimizer's count
-    # does not always count, and Keras may announce a batch that never comes.
+def _called_in(hook: str) -> bool:
+    # Only the call stack knows. The optimizer's count does not always count,
+    # and Keras may announce a batch that never comes.
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_name == "on_train_batch_end":
+        if frame.f_code.co_name == hook:
             return True
         frame = frame.f_back
     return False

@@ -100,11 +100,16 @@ def saved_averages(model: Any) -> dict[str, SavedAverage]:
 
 def save_weights_alone(model: Any, filepath: Any) -> None:
     """Save the weights without the optimizer and without the averages."""
-    others = [
-        getattr(model, "optimizer", None),
-        *saved_averages(model).values(),
-    ]
-    keras.saving.save_weights(model, filepath, objects_to_skip=others)
+    keras.saving.save_weights(model, filepath, objects_to_skip=_others(model))
+
+
+def load_weights_alone(model: Any, filepath: Any) -> None:
+    """Load what `save_weights_alone` saved, and leave all else as it is."""
+    keras.saving.load_weights(model, filepath, objects_to_skip=_others(model))
+
+
+def _others(model: Any) -> list[Any]:
+    return [getattr(model, "optimizer", None), *saved_averages(model).values()]
 
 
 def load_weights(

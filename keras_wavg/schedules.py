@@ -98,6 +98,8 @@ class Schedule(abc.ABC):
 
     starts_from_initial: bool
     """Whether the average begins at the weights from before training."""
+    counts_samples = False
+    """Whether time is counted in samples: a step is what led to one."""
 
     @abc.abstractmethod
     def coefficient(
@@ -150,6 +152,27 @@ class FromInitial(Schedule):
     ) -> Number:
         """Coefficient of the sample at `steps`, `interval` after the last."""
         return -ops.expm1(self.decay.log_kept(steps, interval, ops))
+
+
+@dataclass(frozen=True)
+class Uniform(Schedule):
+    """All samples have the same share, whatever time lies between them.
+
+    `1 / n` for the n-th sample.
+
+    References:
+        Izmailov et al., 2018, https://arxiv.org/abs/1803.05407, algorithm 1
+    """
+
+    starts_from_initial = False
+    counts_samples = True
+
+    def coefficient(
+        self, steps: Number, interval: Number, ops: Any = numpy
+    ) -> Number:
+        """Coefficient of the sample that makes `steps` of them."""
+        del ops
+        return interval / steps
 
 
 def decay_from_half_life(half_life: float) -> float:

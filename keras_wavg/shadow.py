@@ -3,20 +3,17 @@
 import contextlib
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy
 
-from keras_wavg.backend import averages_class
+from keras_wavg.backend import attach_weights
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
-from keras_wavg.schedules import Schedule
+from keras_wavg.plan import Include, Plan
 from keras_wavg.state import State, holds_average
-
-Include = str | Callable[[str], bool] | None
-"""Which variables: a regular expression, a predicate on paths, or all."""
 
 # The averages that are in a model now, the latest last.
 _inside: weakref.WeakKeyDictionary[Any, list["Shadow"]] = (
@@ -25,45 +22,37 @@ _inside: weakref.WeakKeyDictionary[Any, list["Shadow"]] = (
 
 
 class Shadow:
-    """Float32 averages of a model's variables.
+    """Averages of a model's variables.
 
     While the average is in the model, the shadow keeps the raw weights, bit for
     bit.
 
     Args:
         model: A built Keras model.
-        schedule: A `Schedule`.
-        start: Integer, the optimizer step from which samples count.
-        include: See `Include`.
-        device: `None` or `"cpu"`, see `keras_wavg.backend`.
-        name: String. A model holds one average of a name at most.
+        plan: A `Plan`. A model holds one average of a name at most.
+
+    Attributes:
+        averages: What `plan.averages` made.
+        begun: Whether there are averages, or a beginning of them.
+        replaced: Whether somebody replaced the average in the model.
+        measured: Whether `take_over` was called since the last update.
 
     Raises:
-        ValueError: If `include` matches no variable of the model.
+        ValueError: If `plan.include` matches no variable of the model.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        schedule: Schedule,
-        start: int,
-        include: Include,
-        device: str | None = None,
-        name: str = "",
-    ) -> None:
-        self.name = name
+    def __init__(self, model: Any, plan: Plan) -> None:
         # Weak, or the values of `_inside` would keep its keys alive.
         self._model = weakref.ref(model)
-        self._include = include
-        self._variables = averaged_variables(model, include)
-        self._averages = averages_class()(
-            self._variables, schedule, start, device
-        )
-        self._averages.bind(model)
+        self._plan = plan
+        self._variables = averaged_variables(model, plan.include)
+        self.averages = plan.averages(self._variables)
+        self.averages.bind(model)
         self._raw: list[Any] | None = None
         self._swapping = False
         self.begun = False
         self.replaced = False
+        self.measured = False
 
     @property
     def model(self) -> Any:
@@ -76,29 +65,60 @@ class Shadow:
         Returns:
             Boolean, whether they are still the variables of the model.
         """
-        self._averages.bind(self.model)
-        variables = averaged_variables(self.model, self._include)
+        self.averages.bind(self.model)
+        variables = averaged_variables(self.model, self._plan.include)
         return [*map(id, variables)] == [*map(id, self._variables)]
 
     def begin(self) -> None:
         """Start at the weights of now, as a textbook average does."""
         self.begun = True
-        self._averages.begin(self.model)
+        self.averages.begin(self.model)
 
     def update(self, reading: Reading) -> None:
         """Move towards the weights of now."""
         self.begun = True
-        self._averages.update(self.model, reading)
+        self.measured = False
+        self.averages.update(self.model, reading)
+
+    def overwrite(self) -> None:
+        """Let the weights that gradients train be their average."""
+        attach_weights(self.model)
+        for variable, average in zip(
+            self._variables, self.averages.read(), strict=True
+        ):
+            if variable.trainable:
+                variable.assign(average)
+
+    def take_over(self, variables: Sequence[Any]) -> None:
+        """Let the averages of variables be what the model holds now.
+
+        Args:
+            variables: Keras variables, measured for the average in the model.
+        """
+        taken = set(map(id, variables))
+        averages = [
+            variable.value if id(variable) in taken else average
+            for variable, average in zip(
+                self._variables, self.averages.read(), strict=True
+            )
+        ]
+        self.averages.load(averages, self.counters)
+        self.measured = True
 
     @property
     def counters(self) -> Counters:
         """The counts, as integers."""
-        return self._averages.counters
+        return self.averages.counters
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps, or samples, that the average covers."""
+        return int(self.counters.steps)
 
     @property
     def exists(self) -> bool:
         """Whether there is an average: a first update was made."""
-        return self.counters.steps > 0
+        return self.steps > 0
 
     @property
     def place(self) -> int:
@@ -115,15 +135,15 @@ class Shadow:
         """Whether it was, and the model's weights are still the average."""
         if self._raw is None or self._swapping:
             return False
-        return bool(self._averages.are_in_model())
+        return bool(self.averages.are_in_model())
 
     def apply(self) -> None:
         """Put the average in the model and keep the raw weights."""
         if self.applied:
             self.leave()
-        self._raw = self._averages.snapshot()
+        self._raw = self.averages.snapshot()
         _inside.setdefault(self.model, []).append(self)
-        self._assign(self._averages.read())
+        self.put_in(self.averages.read())
 
     def restore(self) -> None:
         """Give the raw weights back.
@@ -132,7 +152,7 @@ class Shadow:
             ValueError: If another average was put in on top of this one.
         """
         self._require_on_top()
-        self._assign(self._raw or [])
+        self.put_in(self._raw or [])
         self._forget_raw()
 
     def leave(self) -> None:
@@ -149,21 +169,31 @@ class Shadow:
         else:
             self.restore()
 
+    def put_in(self, values: Sequence[Any]) -> None:
+        """Let the averaged weights of the model be these."""
+        self._swapping = True
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
+        self._swapping = False
+
     def get_weights(self) -> list[numpy.ndarray]:
         """The averages as arrays, in the order of `model.get_weights()`."""
         averages = dict(
-            zip(map(id, self._variables), self._averages.read(), strict=True)
+            zip(map(id, self._variables), self.averages.read(), strict=True)
         )
         return [
             keras.ops.convert_to_numpy(averages.get(id(v), v.value))
             for v in self.model.weights
         ]
 
-    def save(self) -> tuple[dict[int, Any], dict[int, Any]]:
-        """The averages that the model does not hold, and its raw weights.
+    def save(
+        self,
+    ) -> tuple[dict[int, Any], dict[int, Any], dict[str, dict[int, Any]]]:
+        """What a file needs besides the model's own weights.
 
         Returns:
-            Two dicts of tensors, by the index of the averaged weight.
+            `(averages, raw, kept)`: dicts of tensors, by the index of the
+            averaged weight. Averages that the model holds are left out.
         """
         held = self.is_held()
         needed = [
@@ -171,9 +201,11 @@ class Shadow:
             for i, variable in enumerate(self._variables)
             if self.begun and not (held and holds_average(variable))
         ]
-        averages = self._averages.read() if needed else []
+        averages = self.averages.read() if needed else []
         raw = dict(enumerate(self._raw or []))
-        return {i: averages[i] for i in needed}, raw
+        kept = self.averages.kept() if self._plan.kept(self.steps) else {}
+        numbered = {name: dict(enumerate(a)) for name, a in kept.items()}
+        return {i: averages[i] for i in needed}, raw, numbered
 
     def load(self, state: State) -> None:
         """Take over what `save` gave, once the model's weights are loaded.
@@ -181,28 +213,29 @@ class Shadow:
         Args:
             state: A checked `State` of these variables.
         """
-        counts, raw = state.counts, state.raw
+        counts = state.counts
         averages = [
             state.averages.get(i, variable.value)
             for i, variable in enumerate(self._variables)
         ]
         self.begun = True
-        self._averages.load(
+        self.averages.load(
             averages, Counters(counts.last, counts.steps, counts.skipped)
         )
+        if state.kept:
+            self.averages.keep(
+                {k: self._in_order(found) for k, found in state.kept.items()}
+            )
         if counts.place:
-            self._raw = [raw[i] for i in range(len(self._variables))]
+            self._raw = self._in_order(state.raw)
             _inside.setdefault(self.model, []).insert(counts.place - 1, self)
+
+    def _in_order(self, arrays: Mapping[int, Any]) -> list[Any]:
+        return [arrays[i] for i in range(len(self._variables))]
 
     def _forget_raw(self) -> None:
         _inside[self.model].remove(self)
         self._raw = None
-        self._swapping = False
-
-    def _assign(self, values: list[Any]) -> None:
-        self._swapping = True
-        for variable, value in zip(self._variables, values, strict=True):
-            variable.assign(value)
         self._swapping = False
 
     def _require_on_top(self) -> None:
@@ -227,7 +260,7 @@ def forget_raw(model: Any, name: str) -> None:
         name: String, the name of the average.
     """
     for shadow in list(_inside.get(model, [])):
-        if shadow.name == name:
+        if shadow._plan.name == name:
             shadow._forget_raw()
 
 

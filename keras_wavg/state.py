@@ -5,20 +5,21 @@ A state is a flat dict of arrays:
 - the integers of `Counts`, each of shape `()`;
 - `average_<i>`, the average of the i-th averaged weight, unless the model's own
   entry in the file is that average;
-- `raw_<i>`, its raw value, where the average is in the model.
+- `raw_<i>`, its raw value, where the average is in the model;
+- `<name>_<i>`, whatever else the method keeps of it, see `Plan.kept`.
 
 So a file grows by one copy of the weights, whichever of the two the model
 holds. Averages of half-precision weights are float32, and always there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
 import keras
 import numpy
 
-VERSION = 1
+VERSION = 2
 """Of the format: to be raised when an older reader would go wrong."""
 
 _LARGEST = 2**31 - 1  # What counts can be on JAX.
@@ -31,9 +32,10 @@ class Counts:
     Args:
         version: The format.
         now: The time, in optimizer steps.
-        pending: The steps that no update has covered yet.
+        epochs: The time, in epochs that have ended.
+        pending: The steps, or epochs, that no update has covered yet.
         last: The time of the last update.
-        steps: The optimizer steps that the average covers.
+        steps: The optimizer steps, or samples, that the average covers.
         skipped: The updates left out because a weight was NaN or infinite.
         begun: Whether there are averages, 0 or 1.
         place: 0 while the average is out of the model, else its place, counted
@@ -42,6 +44,7 @@ class Counts:
 
     version: int
     now: int
+    epochs: int
     pending: int
     last: int
     steps: int
@@ -59,25 +62,36 @@ class State:
         averages: Averages by the index of their weight; those that are missing
             are in the model.
         raw: Raw weights by the same index, or nothing.
+        kept: By name, what is kept besides the average, by the same index.
     """
 
     counts: Counts
     averages: Mapping[int, Any]
     raw: Mapping[int, Any]
+    kept: Mapping[str, Mapping[int, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """The state as a flat dict of arrays."""
         counts = {k: numpy.array(n) for k, n in asdict(self.counts).items()}
-        averages = {f"average_{i}": a for i, a in self.averages.items()}
-        return counts | averages | {f"raw_{i}": a for i, a in self.raw.items()}
+        kinds = {"average": self.averages, "raw": self.raw, **self.kept}
+        return counts | {
+            f"{kind}_{i}": array
+            for kind, found in kinds.items()
+            for i, array in found.items()
+        }
 
 
-def from_dict(arrays: Mapping[str, Any], variables: Sequence[Any]) -> State:
+def from_dict(
+    arrays: Mapping[str, Any],
+    variables: Sequence[Any],
+    kept: Callable[[int], Sequence[str]],
+) -> State:
     """Read a state, and refuse what is not one of these variables.
 
     Args:
         arrays: Dict of arrays.
         variables: The averaged Keras variables of the model.
+        kept: See `keras_wavg.plan.Plan`.
 
     Returns:
         A `State`.
@@ -92,10 +106,12 @@ def from_dict(arrays: Mapping[str, Any], variables: Sequence[Any]) -> State:
             "Only an average that has begun can be in the model. Received: "
             f"place={counts.place}, begun={counts.begun}. The file is damaged."
         )
+    names = kept(counts.steps) if counts.begun else ()
     state = State(
         counts,
         _of_kind("average", arrays, variables),
         _of_kind("raw", arrays, variables),
+        {name: _of_kind(name, arrays, variables) for name in names},
     )
     _require_complete(state, variables)
     foreign = sorted(set(arrays) - set(state.to_dict()))
@@ -175,11 +191,14 @@ def _require_complete(state: State, variables: Sequence[Any]) -> None:
             _refuse_without(f"average_{i}", variable)
         if place and i not in state.raw:
             _refuse_without(f"raw_{i}", variable)
+        for name, found in state.kept.items():
+            if i not in found:
+                _refuse_without(f"{name}_{i}", variable)
 
 
 def _refuse_without(key: str, variable: Any) -> NoReturn:
     raise ValueError(
         "The saved average must cover every averaged weight. Received: no "
-        f"'{key}' for '{variable.path}'. It is the average of another model or "
-        "of another `include`, or the file is damaged."
+        f"'{key}' for '{variable.path}'. It is the average of another model, "
+        "another method or another `include`, or the file is damaged."
     )

@@ -64,3 +64,49 @@ def relative_error(received: Weights, expected: Weights) -> float:
         if b.size
     ]
     return float(numpy.max(errors))
+
+
+def mean(samples: Sequence[Weights]) -> list[numpy.ndarray]:
+    """The equal-weight mean of some samples of the weights.
+
+    Returns:
+        List of float64 arrays.
+    """
+    columns = zip(*samples, strict=True)
+    return [
+        numpy.mean([w.astype("float64") for w in column], axis=0)
+        for column in columns
+    ]
+
+
+def lookahead(
+    samples: Sequence[Weights], initial: Weights, alpha: float
+) -> list[numpy.ndarray]:
+    """Lookahead's slow weights, given the fast ones at each synchronization.
+
+    Returns:
+        List of float64 arrays.
+    """
+    slow = [w.astype("float64") for w in initial]
+    for fast in samples:
+        slow = [s + alpha * (f - s) for s, f in zip(slow, fast, strict=True)]
+    return slow
+
+
+def swag_moments(
+    samples: Sequence[Weights], rank: int
+) -> tuple[list[numpy.ndarray], list[numpy.ndarray], list[list[numpy.ndarray]]]:
+    """SWAG's mean, variance E[w**2] - E[w]**2, and the latest deviations.
+
+    Returns:
+        `(mean, variance, deviations)`, float64; a deviation is a sample's
+        distance from the mean of the samples up to it.
+    """
+    average = mean(samples)
+    squares = mean([[w.astype("float64") ** 2 for w in s] for s in samples])
+    variance = [q - m**2 for q, m in zip(squares, average, strict=True)]
+    deviations = [
+        [w - m for w, m in zip(sample, mean(samples[: n + 1]), strict=True)]
+        for n, sample in enumerate(samples)
+    ]
+    return average, variance, deviations[-rank:]

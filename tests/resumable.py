@@ -16,7 +16,7 @@ import keras
 import models
 import numpy
 
-from keras_wavg import EMA
+from keras_wavg import EMA, FGE, LAWA, SWA, SWAG
 
 EPOCHS = 4
 
@@ -35,6 +35,28 @@ def options(steps):
         "include": {"include": "kernel"},
         "host": {"device": "cpu", "every": 3},
     }
+
+
+def averages(run, folder):
+    """An average of each kind and option; the first is swapped in."""
+    emas = [
+        EMA(0.9, swap=name == "swapped", name=name, **chosen)
+        for name, chosen in options(run.get("steps", 24)).items()
+    ]
+    if run.get("swa"):
+        inputs = models.data(6)[0]
+        emas[0] = SWA(start_epoch=1, bn_data=inputs, name="swapped")
+    if run.get("members"):
+        emas.append(FGE(4, folder=folder / "members", name="fge_files"))
+    return [
+        *emas,
+        EMA(0.9, overwrite_every=7, swap=False, name="written_back"),
+        SWA(1, swap=False),
+        SWA(1, every_steps=5, swap=False, name="swa_steps"),
+        LAWA(2, every=2, swap=False),
+        SWAG(rank=2, swap=False),
+        FGE(4),
+    ]
 
 
 class Die(keras.callbacks.Callback):
@@ -140,10 +162,7 @@ def build(run):
 def main(run):
     folder = Path(run["folder"])
     model, slow = build(run)
-    emas = [
-        EMA(0.9, swap=name == "swapped", name=name, **chosen)
-        for name, chosen in options(run.get("steps", 24)).items()
-    ]
+    emas = averages(run, folder)
     log = keras.callbacks.CSVLogger(folder / "log.csv", append=True)
     callbacks = [*emas, log]
     if "backup" in run:
@@ -181,6 +200,15 @@ def main(run):
     if run.get("save"):
         save_through_faults(emas[0], slow, folder)
 
+    arrays = ends(model, emas)
+    scores = (folder / "log.csv").read_text().split()[1:]
+    arrays["scores"] = numpy.array(scores)
+    arrays["best"] = min(float(line.split(",")[-1]) for line in scores)
+    numpy.savez(folder / "end.npz", **arrays)
+
+
+def ends(model, emas):
+    """All that training has left in the model, the optimizer, the averages."""
     arrays = {f"shown_{i}": w for i, w in enumerate(model.get_weights())}
     emas[0].restore()
     arrays |= {f"raw_{i}": w for i, w in enumerate(model.get_weights())}
@@ -190,10 +218,14 @@ def main(run):
         arrays[f"{ema.name}_counts"] = numpy.array(ema._shadow.counters)
         for i, average in enumerate(ema.get_weights()):
             arrays[f"{ema.name}_{i}"] = average
-    scores = (folder / "log.csv").read_text().split()[1:]
-    arrays["scores"] = numpy.array(scores)
-    arrays["best"] = min(float(line.split(",")[-1]) for line in scores)
-    numpy.savez(folder / "end.npz", **arrays)
+        if isinstance(ema, LAWA | SWAG):
+            for name, kept in ema._shadow.averages.kept().items():
+                for i, array in enumerate(kept):
+                    arrays[f"{ema.name}_{name}_{i}"] = array
+        if isinstance(ema, FGE):
+            x = models.data(1)[0]
+            arrays[f"{ema.name}_predicts"] = ema.predict(x, verbose=0)
+    return arrays
 
 
 if __name__ == "__main__":

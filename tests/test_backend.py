@@ -69,9 +69,9 @@ def test_the_private_and_the_public_way_to_jax_weights_give_the_same(
         return ema.get_weights()
 
     calls = []
-    attach = module._attach_state
+    attach = module.attach_weights
     monkeypatch.setattr(
-        module, "_attach_state", lambda m: (calls.append(m), attach(m))
+        module, "attach_weights", lambda m: (calls.append(m), attach(m))
     )
     private = train()
     assert not calls

@@ -7,11 +7,18 @@ import models
 import pytest
 from models import BATCH, compiled, data
 
-from keras_wavg import EMA
+from keras_wavg import EMA, LAWA, SWA, SWAG, Lookahead
 
 ORDERS = list(itertools.permutations(range(3)))
 X, Y = data(6)
 X_VAL, Y_VAL = data(4, seed=1)
+AVERAGES = {
+    "EMA": lambda: EMA(0.8),
+    "SWA": lambda: SWA(2, bn_data=X),
+    "LAWA": lambda: LAWA(2),
+    "SWAG": lambda: SWAG(every_steps=4, bn_data=X),
+    "Lookahead": lambda: Lookahead(4),
+}
 
 
 def fit(model, *callbacks, epochs=6, **options):
@@ -28,16 +35,23 @@ def model_that_overfits():
     return compiled(models.batch_norm(), keras.optimizers.Adam(0.03))
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize(
+    ("average", "order"),
+    [
+        *(("EMA", order) for order in ORDERS),
+        *zip(list(AVERAGES)[1:], ORDERS, strict=False),
+    ],
+    ids=str,
+)
 def test_logged_metric_file_and_restored_model_are_the_same_weights(
-    order, tmp_path
+    average, order, tmp_path
 ):
     weights_only = (
         order[0] < order[1]
     )  # each kind of file, each in three orders
     path = tmp_path / ("best.weights.h5" if weights_only else "best.keras")
     callbacks = [
-        EMA(0.8),
+        AVERAGES[average](),
         keras.callbacks.ModelCheckpoint(
             path, save_best_only=True, save_weights_only=weights_only
         ),

@@ -69,7 +69,7 @@ def distributed(request):
 
 
 def arrays_of(ema):
-    averages = ema._shadow._averages
+    averages = ema._shadow.averages
     arrays = averages._packing.unpack(averages._arrays)
     return list(zip(averages._variables, arrays, strict=True))
 
@@ -112,7 +112,7 @@ def test_an_update_moves_no_weight_between_devices(distributed):
     """One number is agreed on: whether all weights are finite."""
     model, ema = wide(), EMA(0.9)
     fit(model, ema)
-    averages = ema._shadow._averages
+    averages = ema._shadow.averages
     weights = [v.value for v in averages._variables]
     program = (
         averages._update.lower(

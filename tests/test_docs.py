@@ -28,7 +28,19 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {"__name__": "README"})  # noqa: S102
 
 
-@pytest.mark.parametrize("room", ["schedules", "callbacks.ema"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        "schedules",
+        "learning_rates",
+        "batchnorm",
+        "callbacks.ema",
+        "callbacks.swa",
+        "callbacks.lawa",
+        "callbacks.swag",
+        "callbacks.fge",
+    ],
+)
 def test_docstring_examples_run(room):
     module = importlib.import_module(f"keras_wavg.{room}")
     result = doctest.testmod(module)

@@ -81,7 +81,7 @@ def test_the_model_stays_on_its_device_and_the_average_on_the_host():
         ema.restore()
         assert [device_of(v.value) for v in model.weights] == before
     assert set(before) == ({0} if backend == "torch" else set(before) - {0})
-    averages = ema._shadow._averages
+    averages = ema._shadow.averages
     held = averages._arrays if backend == "jax" else averages._averages
     assert {device_of(array) for array in held} == {0}
 

@@ -1,7 +1,7 @@
 """Killed and resumed is the same as never killed, to the last bit.
 
 Real processes, real SIGKILLs, Keras' own `BackupAndRestore`. Each run carries
-an average with each option of `EMA`.
+an average of each method, and with each option of `EMA`.
 """
 
 import json
@@ -73,16 +73,22 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("die", "backup_first"),
-    [("mid-epoch", True), ("validation", False), ("writing", True)],
+    ("die", "backup_first", "averages"),
+    [
+        ("mid-epoch", True, {}),
+        ("validation", False, {}),
+        ("writing", True, {}),
+        ("writing", True, {"members": True}),
+        ("validation", True, {"swa": True}),
+    ],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    die, backup_first, uninterrupted, tmp_path
+    die, backup_first, averages, uninterrupted, tmp_path
 ):
     received = kill_and_resume(
-        tmp_path, die, backup="epoch", backup_first=backup_first
+        tmp_path, die, backup="epoch", backup_first=backup_first, **averages
     )
-    assert_same(received, uninterrupted())
+    assert_same(received, uninterrupted(**averages))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The average travels in the files of Keras, and comes back exactly."""
 
 import copy
+import functools
 import pickle
 import shutil
 
@@ -14,7 +15,7 @@ import pytest
 import reference
 from models import BATCH, compiled, data, equal
 
-from keras_wavg import EMA
+from keras_wavg import EMA, FGE, LAWA, SWA, SWAG, Lookahead
 
 X, Y = data(6)
 OPTIONS = {
@@ -31,6 +32,23 @@ OPTIONS = {
     "include": {"include": "kernel"},
     "riding": {"swap": False},
     "on the host": {"device": "cpu", "every": 2},
+}
+AVERAGES = {
+    **{
+        name: functools.partial(EMA, 0.9, **options)
+        for name, options in OPTIONS.items()
+    },
+    "written back": functools.partial(EMA, 0.9, overwrite_every=5),
+    "Lookahead": functools.partial(Lookahead, 5),
+    "SWA": SWA,
+    "SWA late": functools.partial(SWA, start_epoch=3),
+    "SWA every other epoch": functools.partial(SWA, every=2, start_epoch=1),
+    "SWA by steps": functools.partial(SWA, every_steps=5, start_epoch=1),
+    "LAWA": functools.partial(LAWA, 2),
+    "LAWA riding": functools.partial(LAWA, 2, every_steps=3, swap=False),
+    "SWAG": functools.partial(SWAG, rank=2),
+    "SWAG by steps": functools.partial(SWAG, rank=3, every_steps=2),
+    "FGE": functools.partial(FGE, 4),
 }
 FILES = ["a.weights.h5", "a.weights.json", "a.keras"]
 
@@ -77,24 +95,33 @@ def snapshot(model, ema):
         *model.get_weights(),
         *optimizer_weights(model.optimizer),
         *(average(ema) or []),
+        *kept(ema),
         *map(numpy.array, counts_of(ema)),
     ]
 
 
+def kept(ema):
+    shadow = ema._shadow
+    if shadow is None or not shadow._plan.kept(shadow.steps):
+        return []
+    return [a for arrays in shadow.averages.kept().values() for a in arrays]
+
+
 def counts_of(ema):
     running = ema._running
-    counts = [running.clock.now, running._pending]
+    counts = [running.clock.now, running.epochs, running._pending]
     return counts + list(ema._shadow.counters if ema._shadow else [])
 
 
-@pytest.mark.parametrize("index", range(len(OPTIONS)), ids=list(OPTIONS))
-def test_a_loaded_model_goes_on_as_the_saved_one(index, tmp_path):
-    options = list(OPTIONS.values())[index]
-    model, ema = compiled(models.dense()), EMA(0.9, **options)
+@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.filterwarnings("ignore:.*made no average")
+def test_a_loaded_model_goes_on_as_the_saved_one(name, tmp_path):
+    index = list(AVERAGES).index(name)
+    model, ema = compiled(models.dense()), AVERAGES[name]()
     fit(model, ema)
     path = save(model, tmp_path / FILES[index % 3])
     shown = model.get_weights()
-    again = EMA(0.9, **options)
+    again = AVERAGES[name]()
     other = fresh(models.dense, again)
     other.load_weights(path)
     assert equal(other.get_weights(), shown)
@@ -103,7 +130,7 @@ def test_a_loaded_model_goes_on_as_the_saved_one(index, tmp_path):
     fit(other, again)
     assert equal(other.get_weights(), model.get_weights())
     assert equal(snapshot(other, again), snapshot(model, ema))
-    if options.get("start") != 100 and options.get("every") != 100:
+    if "before the first update" not in name:
         assert again._shadow.exists
 
 
@@ -218,11 +245,11 @@ class SaveEachBatch(keras.callbacks.Callback):
         self.save()
 
 
-def states(paths, **options):
+def states(paths, name):
     """What each file gives back."""
     found = []
     for path in paths:
-        ema = EMA(0.9, **options)
+        ema = AVERAGES[name]()
         model = fresh(models.dense, ema)
         model.load_weights(path)
         found.append(snapshot(model, ema))
@@ -235,7 +262,10 @@ def generated():
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-@pytest.mark.parametrize("options", ["every", "textbook"])
+@pytest.mark.parametrize(
+    "options", ["every", "textbook", "SWA", "LAWA", "SWAG by steps", "FGE"]
+)
+@pytest.mark.filterwarnings("ignore:.*made no average")
 def test_the_order_of_the_callbacks_does_not_matter_to_a_file(
     options, known, tmp_path
 ):
@@ -243,7 +273,7 @@ def test_the_order_of_the_callbacks_does_not_matter_to_a_file(
     for order in (1, -1):
         folder = tmp_path / str(order)
         folder.mkdir()
-        saver, ema = SaveEachBatch(folder), EMA(0.9, **OPTIONS[options])
+        saver, ema = SaveEachBatch(folder), AVERAGES[options]()
         model = compiled(models.dense())
         callbacks = [saver, ema][::order]
         if known:
@@ -251,7 +281,7 @@ def test_the_order_of_the_callbacks_does_not_matter_to_a_file(
         else:
             model.fit(generated(), epochs=1, callbacks=callbacks, verbose=0)
         assert ema._running.clock.now == (12 if known else 6)
-        found.append(states(saver.paths, **OPTIONS[options]))
+        found.append(states(saver.paths, options))
     for first, second in zip(*found, strict=True):
         assert equal(first, second)
 
@@ -382,7 +412,7 @@ def test_a_file_without_an_average_warns_and_begins_anew(options, tmp_path):
     plain = compiled(models.dense())
     fit(plain)
     path = save(plain, tmp_path / "a.weights.h5")
-    model, ema = compiled(models.dense()), EMA(0.9, **OPTIONS[options])
+    model, ema = compiled(models.dense()), AVERAGES[options]()
     fit(model, ema)
     with pytest.warns(UserWarning, match="no average named 'ema'"):
         model.load_weights(path)
@@ -483,7 +513,18 @@ def test_copies_exports_and_summaries_of_the_model_work(tmp_path):
 @hypothesis.given(
     plan=st.lists(st.sampled_from(["step", "swap", "save"]), max_size=12),
     options=st.sampled_from(
-        ["default", "textbook", "every", "warmup", "start", "riding"]
+        [
+            "default",
+            "textbook",
+            "every",
+            "warmup",
+            "start",
+            "riding",
+            "SWA every other epoch",
+            "LAWA",
+            "SWAG",
+            "Lookahead",
+        ]
     ),
 )
 def test_saving_and_loading_at_any_time_changes_nothing(
@@ -494,7 +535,7 @@ def test_saving_and_loading_at_any_time_changes_nothing(
     steady, moving = MODELS
     for model in MODELS:
         model.set_weights([w * 0 for w in model.get_weights()])
-    one, other = (EMA(0.9, **OPTIONS[options]) for _ in range(2))
+    one, other = (AVERAGES[options]() for _ in range(2))
     one.set_model(steady)
     other.set_model(moving)
     for action in plan:
@@ -512,7 +553,7 @@ def test_saving_and_loading_at_any_time_changes_nothing(
         else:
             moving.save_weights(path)
             moving.set_weights([w + 1 for w in moving.get_weights()])
-            other = EMA(0.9, **OPTIONS[options])
+            other = AVERAGES[options]()
             other.set_model(moving)
             moving.load_weights(path)
         assert equal(moving.get_weights(), steady.get_weights())
@@ -546,8 +587,8 @@ EDITS = {
         "must have the count `steps`",
     ),
     "a newer format": (
-        lambda g: replace(g, "version", 2),
-        "Received: version=2",
+        lambda g: replace(g, "version", 3),
+        "Received: version=3",
     ),
     "a count is no integer": (
         lambda g: replace(g, "now", 1.5),
@@ -590,6 +631,32 @@ EDITS = {
         "must have the count `version`",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("writer", "reader", "message"),
+    [
+        (EMA, LAWA, "no 'sample_0_0' for '.*kernel'"),
+        (LAWA, SWA, r"unknown entries \['sample_0_0', "),
+        (SWAG, LAWA, r"no 'sample_0_0' for"),
+        (FGE, SWAG, "no 'squares_0' for"),
+        (LAWA, functools.partial(LAWA, 1), "unknown entries .*sample_1_0"),
+    ],
+    ids=["EMA-LAWA", "LAWA-SWA", "SWAG-LAWA", "FGE-SWAG", "a shorter window"],
+)
+def test_the_average_of_another_method_is_refused(
+    writer, reader, message, tmp_path
+):
+    writer = functools.partial(FGE, 4) if writer is FGE else writer
+    model = compiled(models.dense())
+    fit(model, writer(name="a"))
+    model.save_weights(tmp_path / "a.weights.h5")
+    other, average = compiled(models.dense()), reader(name="a")
+    average.set_model(other)
+    before = other.get_weights()
+    with pytest.raises(ValueError, match=message):
+        other.load_weights(tmp_path / "a.weights.h5")
+    assert equal(other.get_weights(), before)
 
 
 def replace_all(group):
@@ -650,7 +717,7 @@ def test_with_skip_mismatch_a_bad_average_is_a_warning(trained, tmp_path):
     model, ema = compiled(models.dense()), EMA(0.9)
     fit(model, ema)
     averages = ema.get_weights()
-    with pytest.warns(UserWarning, match="version=2"):
+    with pytest.warns(UserWarning, match="version=3"):
         model.load_weights(path, skip_mismatch=True)
     assert not equal(model.get_weights(), averages)
     assert equal(ema.get_weights(), averages)
@@ -731,16 +798,17 @@ def test_a_device_other_than_the_host_is_refused(device):
 # Orbax
 
 
-@pytest.mark.parametrize("options", ["default", "every", "textbook"])
+@pytest.mark.parametrize(
+    "options", ["default", "every", "textbook", "SWA", "LAWA", "SWAG"]
+)
 def test_an_orbax_checkpoint_goes_on_as_the_saved_model(options, tmp_path):
     pytest.importorskip("orbax.checkpoint", reason="Orbax is for JAX")
-    chosen = OPTIONS[options]
-    model, ema = compiled(models.nested()), EMA(0.9, **chosen)
+    model, ema = compiled(models.nested()), AVERAGES[options]()
     checkpoint = keras.callbacks.OrbaxCheckpoint(tmp_path / "orbax")
     fit(model, checkpoint, ema)
     checkpoint.wait_until_finished()
     keras.utils.clear_session()  # Orbax goes by names, those of a new process.
-    again = EMA(0.9, **chosen)
+    again = AVERAGES[options]()
     other = fresh(models.nested, again)
     other.load_weights(tmp_path / "orbax")
     assert equal(other.get_weights(), model.get_weights())

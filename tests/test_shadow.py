@@ -103,7 +103,7 @@ def test_weights_do_not_remember_how_they_were_computed():
     """A torch average that records gradients grows with every step."""
     model, ema = compiled(models.dense()), EMA(0.9)
     fit(model, ema)
-    for value in ema._shadow._averages.read():
+    for value in ema._shadow.averages.read():
         assert not getattr(value, "requires_grad", False)
     for value in ema._shadow._raw:
         assert not getattr(value, "requires_grad", False)

@@ -16,9 +16,12 @@ and an accelerator holds nothing of ours between updates.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+
+from keras_wavg.schedules import Schedule
 
 
 def averages_class() -> Any:
@@ -38,3 +41,34 @@ def averages_class() -> Any:
             "environment variable `KERAS_BACKEND` before Keras is imported."
         )
     return importlib.import_module(f"{__name__}.{backend}").Averages
+
+
+def averages_of(
+    variables: Sequence[Any], schedule: Schedule, start: int, device: str | None
+) -> Any:
+    """The `Averages` of some variables, on the running backend.
+
+    Args:
+        variables: Keras variables of floating type.
+        schedule: A `Schedule`.
+        start: Integer, the optimizer step from which samples count.
+        device: `None` or `"cpu"`.
+
+    Returns:
+        An `Averages`.
+    """
+    return averages_class()(variables, schedule, start, device)
+
+
+def attach_weights(model: Any) -> None:
+    """Let the variables of a model be its weights of now, in mid-epoch too.
+
+    During an epoch JAX's trainer keeps the weights elsewhere; it takes them
+    back out of the variables for its next step.
+
+    Args:
+        model: A Keras model.
+    """
+    callback = keras.callbacks.Callback()
+    callback.set_model(model)
+    _ = callback.model

@@ -16,7 +16,8 @@ class Counters(NamedTuple):
 
     Args:
         last: The time of the last update, in optimizer steps.
-        steps: The optimizer steps that the average covers.
+        steps: The optimizer steps that the average covers, or the samples,
+            where the schedule counts those.
         skipped: The updates left out because a weight was NaN or infinite.
     """
 
@@ -45,9 +46,10 @@ def advance(
     due = interval > 0
     take = ops.logical_and(due, finite)
     skip = ops.logical_and(due, ops.logical_not(finite))
-    steps = counters.steps + interval
+    covered = ops.minimum(interval, 1) if schedule.counts_samples else interval
+    steps = counters.steps + covered
     coefficient = schedule.coefficient(
-        ops.cast(steps, "float32"), ops.cast(interval, "float32"), ops
+        ops.cast(steps, "float32"), ops.cast(covered, "float32"), ops
     )
     counters = Counters(
         counters.last + interval,

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy
 
+from keras_wavg.backend import attach_weights
 from keras_wavg.backend.counting import Counters, advance
 from keras_wavg.backend.packing import Packing
 from keras_wavg.clock import Reading
@@ -139,7 +139,7 @@ class Averages:
             places = [self._places[id(v)] for v in variables]
             arrays = [state[kind][index] for kind, index in places]
         except (KeyError, IndexError, TypeError):
-            _attach_state(model)
+            attach_weights(model)
             arrays = [variable.value for variable in variables]
         return self._moved(arrays)
 
@@ -160,12 +160,6 @@ def _pending_state(model: Any) -> dict[str, Any]:
     if getattr(model, "_jax_state_synced", True):
         return {}
     return getattr(model, "_jax_state", None) or {}
-
-
-def _attach_state(model: Any) -> None:
-    callback = keras.callbacks.Callback()
-    callback.set_model(model)
-    _ = callback.model
 
 
 @functools.lru_cache

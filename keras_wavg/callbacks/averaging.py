@@ -13,14 +13,14 @@ import keras
 import numpy
 
 from keras_wavg.atomic import replacing
+from keras_wavg.plan import Plan
 from keras_wavg.running import RunningAverage
 from keras_wavg.saveable import (
     attach,
     is_attached,
     save_weights_alone,
 )
-from keras_wavg.schedules import Schedule
-from keras_wavg.shadow import Include, Shadow, shadow_in
+from keras_wavg.shadow import Shadow, shadow_in
 
 
 class WeightAveraging(keras.callbacks.Callback, abc.ABC):
@@ -35,34 +35,15 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     on from it when the file is loaded again.
 
     Args:
-        schedule: A `Schedule`.
-        every: Integer, optimizer steps from one update to the next.
-        start: Integer, the optimizer step from which samples count.
+        plan: A `Plan`.
         swap: Boolean, whether the hooks put the average in the model.
-        include: See `keras_wavg.shadow.Include`.
-        name: String, by which the average is found again in a file.
-        device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        *,
-        every: int,
-        start: int,
-        swap: bool,
-        include: Include,
-        name: str,
-        device: str | None,
-    ) -> None:
+    def __init__(self, plan: Plan, *, swap: bool) -> None:
         super().__init__()
-        self.every = every
-        self.start = start
         self.swap = swap
-        self.include = include
-        self.name = name
-        self.device = device
-        self._schedule = schedule
+        self.name = plan.name
+        self._plan = plan
         # One for each model, which holds it: its state travels in its files.
         self._averages: weakref.WeakKeyDictionary[Any, RunningAverage] = (
             weakref.WeakKeyDictionary()
@@ -144,7 +125,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     def update(self) -> None:
         """Tell that an optimizer step was made, in a loop without `fit`.
 
-        Call it after every step, whatever `every` and `start` are.
+        Call it after every step, whatever `every` and `start` are; where these
+        count epochs, at the end of every epoch.
 
         Raises:
             ValueError: If there is no model, or if it holds the average.
@@ -169,6 +151,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             ValueError: If there is no model.
         """
         self._put_in()
+        self._make_ready()
 
     def restore(self) -> None:
         """Give the raw weights back to the model, bit for bit.
@@ -202,6 +185,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         """
         put_in = self._put_in()
         try:
+            self._make_ready()
             yield
         finally:
             if put_in:
@@ -220,7 +204,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         """Give the raw weights back."""
         self._in_fit = True
         self._take_out()
-        self._running.begin_epoch()
+        self._running.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Give the raw weights back, if something evaluated in mid-epoch."""
@@ -238,10 +222,13 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Put the average in."""
-        if not self._in_fit:
+        if self._in_fit:
+            self._running.end_epoch_before_validation()
+        else:
             self._refuse_rivals()
         put_in = self._swap_in()
         self._put_in_by_hook = put_in and not self._in_fit
+        self._make_ready()
 
     def on_test_end(self, logs: Any = None) -> None:
         """Give the raw weights back, unless `fit` needs the average longer."""
@@ -254,19 +241,21 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Put the average in, where no hook knew the last batch."""
+        self._running.end_epoch()
         self._swap_in()
         self._warn_of_skips()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Leave the average in the model."""
         self._swap_in()
+        self._make_ready()
         self._in_fit = False
         if self._average() is None:
             warnings.warn(
                 f"`{type(self).__name__}` made no average: `fit` ended after "
-                f"{self._running.clock.now} optimizer steps. Received: "
-                f"start={self.start}, every={self.every}. Lower them or train "
-                "longer. The model keeps its raw weights.",
+                f"{self._running.epochs} epochs and {self._running.clock.now} "
+                f"optimizer steps. Received: {self._timing()}. Lower them or "
+                "train longer. The model keeps its raw weights.",
                 stacklevel=2,
             )
 
@@ -278,15 +267,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def _average_of(self, model: Any) -> RunningAverage:
         if model not in self._averages:
-            self._averages[model] = RunningAverage(
-                model,
-                self._schedule,
-                every=self.every,
-                start=self.start,
-                include=self.include,
-                device=self.device,
-                name=self.name,
-            )
+            self._averages[model] = RunningAverage(model, self._plan)
         attach(model, self._averages[model])
         return self._averages[model]
 
@@ -307,8 +288,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             raise ValueError(
                 f"`{type(self).__name__}` has no average before the first "
                 "update. Received: no update of this model so far, with "
-                f"start={self.start} and every={self.every}. Train longer, or "
-                "take the weights of the model itself."
+                f"{self._timing()}. Train longer, or take the weights of the "
+                "model itself."
             )
         return shadow
 
@@ -331,7 +312,15 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             shadow.leave()
         self._running.begin_anew_if_replaced()
 
+    def _make_ready(self) -> None:
+        """Is called before the average in the model is looked at."""
+
     # Refusals and warnings
+
+    def _timing(self) -> str:
+        names = ["start", "start_epoch", "every", "every_steps", "cycle_steps"]
+        times = {name: getattr(self, name, None) for name in names}
+        return ", ".join(f"{k}={v}" for k, v in times.items() if v is not None)
 
     def _require_model(self) -> None:
         if self._running is None:

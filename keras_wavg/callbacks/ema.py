@@ -1,12 +1,13 @@
 """Exponential moving average of the weights."""
 
+import functools
 import math
-import numbers
-import operator
-import re
-from typing import Any
 
+from keras_wavg import arguments
+from keras_wavg.backend import averages_of
 from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.plan import Include, Plan
+from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import (
     BiasCorrected,
     ConstantDecay,
@@ -14,7 +15,6 @@ from keras_wavg.schedules import (
     WarmUpDecay,
     decay_from_half_life,
 )
-from keras_wavg.shadow import Include
 
 # An object of its own, to tell `EMA(0.999, half_life=10)`, which names both,
 # from `EMA(half_life=10)`.
@@ -81,6 +81,11 @@ class EMA(WeightAveraging):
         device: `None` to keep the averages beside their weights, or `"cpu"` to
             keep them in host memory: choose `every` so that the copying hides
             behind the steps. Defaults to `None`.
+        overwrite_every: Integer, the number of optimizer steps after which the
+            weights that are being trained become their average (not the moving
+            statistics, and the optimizer keeps its state), as with Keras'
+            `ema_overwrite_frequency`. The steps of an epoch make it Switch EMA.
+            Defaults to `None`, never.
 
     Example:
 
@@ -114,6 +119,7 @@ class EMA(WeightAveraging):
         - [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), section 3, for
           the bias correction
         - [Morales-Brotons et al., 2024](https://arxiv.org/abs/2411.18704)
+        - [Li et al., 2024](https://arxiv.org/abs/2402.09240), Switch EMA
     """
 
     def __init__(
@@ -129,27 +135,37 @@ class EMA(WeightAveraging):
         include: Include = None,
         name: str | None = None,
         device: str | None = None,
+        overwrite_every: int | None = None,
     ) -> None:
         self.decay = _decay(decay, half_life)
         self.half_life = half_life
         self.bias_correction = bias_correction
         self.warmup = warmup
+        self.every = arguments.integer("every", every, at_least=1)
+        self.start = arguments.integer("start", start, at_least=0)
         decays = WarmUpDecay if warmup else ConstantDecay
         schedule = BiasCorrected if bias_correction else FromInitial
-        super().__init__(
-            schedule(decays(self.decay)),
-            every=_integer("every", every, at_least=1),
-            start=_integer("start", start, at_least=0),
-            swap=swap,
-            include=_include(include),
-            name=_name(name, swap),
-            device=_device(device),
+        plan = Plan(
+            name=arguments.name(name, "ema" if swap else "ema_riding"),
+            averages=functools.partial(
+                averages_of,
+                schedule=schedule(decays(self.decay)),
+                start=self.start,
+                device=arguments.device(device),
+            ),
+            sampling=EverySteps(self.every, self.start),
+            include=arguments.include(include),
+            starts_from_initial=not bias_correction,
+            overwrite_every=arguments.integer_or_none(
+                "overwrite_every", overwrite_every, at_least=1
+            ),
         )
+        super().__init__(plan, swap=swap)
 
 
 def _decay(decay: float, half_life: float | None) -> float:
     if half_life is None:
-        if not _is_number(decay) or not 0 <= decay < 1:
+        if not arguments.is_number(decay) or not 0 <= decay < 1:
             raise ValueError(
                 "`decay` must be in the range [0, 1). "
                 f"Received: decay={decay!r}"
@@ -160,64 +176,9 @@ def _decay(decay: float, half_life: float | None) -> float:
             "Only one of `decay` and `half_life` can be given. Received: "
             f"decay={decay!r}, half_life={half_life!r}"
         )
-    if not _is_number(half_life) or not 0 < half_life < math.inf:
+    if not arguments.is_number(half_life) or not 0 < half_life < math.inf:
         raise ValueError(
             "`half_life` must be a positive number of optimizer steps. "
             f"Received: half_life={half_life!r}"
         )
     return decay_from_half_life(half_life)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real)
-
-
-def _integer(name: str, value: Any, *, at_least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = at_least - 1
-    if number < at_least:
-        raise ValueError(
-            f"`{name}` must be an integer >= {at_least}. Received: "
-            f"{name}={value!r}"
-        )
-    return number
-
-
-def _include(include: Include) -> Include:
-    try:
-        if isinstance(include, str):
-            re.compile(include)
-            return include
-    except re.error as error:
-        raise ValueError(
-            f"`include` must be a valid regular expression: {error}. "
-            f"Received: include={include!r}"
-        ) from error
-    if include is not None and not callable(include):
-        raise ValueError(
-            "`include` must be a regular expression, a function from a "
-            f"weight's path to a boolean, or `None`. Received: {include!r}"
-        )
-    return include
-
-
-def _name(name: Any, swap: bool) -> str:
-    if name is None:
-        return "ema" if swap else "ema_riding"
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(
-            "`name` must be a string of letters, digits, `_`, `-` and `.`. "
-            f"Received: name={name!r}"
-        )
-    return name
-
-
-def _device(device: Any) -> str | None:
-    if device not in (None, "cpu"):
-        raise ValueError(
-            "`device` must be `None`, for the device of each weight, or "
-            f"'cpu'. Received: device={device!r}"
-        )
-    return device

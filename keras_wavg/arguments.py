@@ -1,0 +1,95 @@
+"""Checks of arguments, in the words of Keras."""
+
+import numbers
+import operator
+import re
+from typing import Any
+
+from keras_wavg.plan import Include
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or of NumPy."""
+    return isinstance(value, numbers.Real)
+
+
+def share(name: str, value: Any) -> float:
+    """The argument `name` as a float in (0, 1]."""
+    if not is_number(value) or not 0 < value <= 1:
+        raise ValueError(
+            f"`{name}` must be in the range (0, 1]. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def integer(name: str, value: Any, *, at_least: int) -> int:
+    """The argument `name` as an integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = at_least - 1
+    if number < at_least:
+        raise ValueError(
+            f"`{name}` must be an integer >= {at_least}. Received: "
+            f"{name}={value!r}"
+        )
+    return number
+
+
+def even(name: str, value: Any) -> int:
+    """The argument `name` as an even integer of at least 2."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 2 or number % 2:  # noqa: PLR2004
+        raise ValueError(
+            f"`{name}` must be an even integer >= 2. Received: {name}={value!r}"
+        )
+    return number
+
+
+def integer_or_none(name: str, value: Any, *, at_least: int) -> int | None:
+    """The argument `name` as an integer, or `None`."""
+    return None if value is None else integer(name, value, at_least=at_least)
+
+
+def include(include: Include) -> Include:
+    """The argument `include`."""
+    try:
+        if isinstance(include, str):
+            re.compile(include)
+            return include
+    except re.error as error:
+        raise ValueError(
+            f"`include` must be a valid regular expression: {error}. "
+            f"Received: include={include!r}"
+        ) from error
+    if include is not None and not callable(include):
+        raise ValueError(
+            "`include` must be a regular expression, a function from a "
+            f"weight's path to a boolean, or `None`. Received: {include!r}"
+        )
+    return include
+
+
+def name(name: Any, default: str) -> str:
+    """The argument `name`."""
+    if name is None:
+        return default
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            "`name` must be a string of letters, digits, `_`, `-` and `.`. "
+            f"Received: name={name!r}"
+        )
+    return name
+
+
+def device(device: Any) -> str | None:
+    """The argument `device`."""
+    if device not in (None, "cpu"):
+        raise ValueError(
+            "`device` must be `None`, for the device of each weight, or "
+            f"'cpu'. Received: device={device!r}"
+        )
+    return device

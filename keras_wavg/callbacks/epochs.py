@@ -1,0 +1,118 @@
+"""What the averages of epochs have in common: when, and BatchNormalization."""
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from keras_wavg import arguments
+from keras_wavg.batchnorm import Measurement
+from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.plan import Include, Plan, nothing
+from keras_wavg.sampling import EveryEpochs, EverySteps, Sampling
+from keras_wavg.shadow import averaged_variables
+
+
+class EpochAveraging(WeightAveraging, abc.ABC):
+    """Averages samples taken at the ends of epochs or cycles. Abstract.
+
+    Args:
+        averages: See `Plan`.
+        kept: See `Plan`.
+        start_epoch: Integer, the first epoch that counts, from 0 on.
+        every: Positive integer, epochs from one sample to the next.
+        every_steps: Positive integer, optimizer steps instead, or `None`.
+        bn_data: What `update_bn` takes, or `None`.
+        swap: Boolean, whether the hooks put the average in the model.
+        include: See `Plan`.
+        name: String, or `None` for the lower-case name of the class.
+    """
+
+    def __init__(
+        self,
+        averages: Callable[[Sequence[Any]], Any],
+        *,
+        kept: Callable[[int], Sequence[str]] = nothing,
+        start_epoch: int,
+        every: int,
+        every_steps: int | None,
+        bn_data: Any,
+        swap: bool,
+        include: Include,
+        name: str | None,
+    ) -> None:
+        self.start_epoch = arguments.integer(
+            "start_epoch", start_epoch, at_least=0
+        )
+        self.every = arguments.integer("every", every, at_least=1)
+        self.every_steps = arguments.integer_or_none(
+            "every_steps", every_steps, at_least=1
+        )
+        self.bn_data = _repeatable(bn_data)
+        self._measurement: Measurement | None = None
+        own_name = type(self).__name__.lower()
+        plan = Plan(
+            name=arguments.name(
+                name, own_name if swap else f"{own_name}_riding"
+            ),
+            averages=averages,
+            sampling=self._sampling(),
+            include=arguments.include(include),
+            kept=kept,
+        )
+        super().__init__(plan, swap=swap)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Get ready to count, and refuse a model not made for `bn_data`."""
+        super().on_train_begin(logs)
+        if self.bn_data is not None and self.model.built:
+            self._measured_variables()
+
+    def _sampling(self) -> Sampling:
+        if self.every_steps is None:
+            return EveryEpochs(self.every, self.start_epoch)
+        if self.every != 1:
+            raise ValueError(
+                "Only one of `every` and `every_steps` can be given. Received: "
+                f"every={self.every}, every_steps={self.every_steps}"
+            )
+        return EverySteps(self.every_steps, start_epoch=self.start_epoch)
+
+    def _make_ready(self) -> None:
+        shadow = self._shadow
+        if self.bn_data is None or shadow is None:
+            return
+        if shadow.is_held() and not shadow.measured:
+            variables = self._measured_variables()
+            self._measure()
+            shadow.take_over(variables)
+
+    def _measure(self) -> None:
+        """Measure the moving statistics of the weights in the model."""
+        model = self.model
+        if self._measurement is None or not self._measurement.is_of(model):
+            self._measurement = Measurement(model)
+        self._measurement.update(self.bn_data, verbose=0)
+
+    def _measured_variables(self) -> list[Any]:
+        variables = Measurement(self.model).variables
+        averaged = averaged_variables(self.model, self._plan.include)
+        missing = {id(v) for v in variables} - {id(v) for v in averaged}
+        if missing:
+            raise ValueError(
+                "With `bn_data`, `include` must match the moving statistics of "
+                "the model. Received: "
+                f"include={self._plan.include!r}, which leaves out "
+                f"{[v.path for v in variables if id(v) in missing]}"
+            )
+        return variables
+
+
+def _repeatable(bn_data: Any) -> Any:
+    if isinstance(bn_data, Iterator):
+        raise ValueError(  # noqa: TRY004
+            "`bn_data` must be data that can be gone through again and again, "
+            "before each evaluation. Received: an iterator, "
+            f"{bn_data!r}. Pass arrays, a `keras.utils.PyDataset`, a "
+            "`tf.data.Dataset` or a `torch.utils.data.DataLoader`."
+        )
+    return bn_data

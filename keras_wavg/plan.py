@@ -1,0 +1,44 @@
+"""What a callback averages, how, and when: its arguments, once checked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_wavg.sampling import Sampling
+
+Include = str | Callable[[str], bool] | None
+"""Which variables: a regular expression, a predicate on paths, or all."""
+
+
+def nothing(steps: int) -> Sequence[str]:
+    """No array besides the average is kept."""
+    del steps
+    return ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one average, for any model.
+
+    Args:
+        name: String, by which the average is found again in a file.
+        averages: Function from a list of variables to the object that averages
+            them, see `keras_wavg.backend` and `keras_wavg.samples`.
+        sampling: A `Sampling`.
+        include: See `Include`.
+        starts_from_initial: Boolean, whether the average begins at the weights
+            from before training.
+        kept: Function from the count of steps or samples that an average covers
+            to the names of the arrays that are kept besides it, for each
+            weight.
+        overwrite_every: Integer, the optimizer steps from one writing of the
+            average into the trained weights to the next, or `None`.
+    """
+
+    name: str
+    averages: Callable[[Sequence[Any]], Any]
+    sampling: Sampling
+    include: Include = None
+    starts_from_initial: bool = False
+    kept: Callable[[int], Sequence[str]] = nothing
+    overwrite_every: int | None = None

@@ -1,0 +1,100 @@
+"""A Gaussian over weights: SWAG's mean, diagonal and low-rank covariance."""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from keras_wavg.samples.collection import (
+    Arrays,
+    Collection,
+    in_order,
+    numbered,
+    owned,
+)
+
+# Of the reference implementation: what a variance is at least.
+_LEAST_VARIANCE = 1e-30
+
+
+class Gaussian(Collection):
+    """Mean and covariance of the samples.
+
+    Args:
+        variables: Keras variables of floating type.
+        rank: Integer, the latest deviations that make the low-rank part.
+    """
+
+    def __init__(self, variables: Sequence[Any], rank: int) -> None:
+        super().__init__(variables)
+        self._squares: Arrays = []
+        self._deviations: deque[Arrays] = deque(maxlen=rank)
+
+    def kept(self) -> Mapping[str, Arrays]:
+        """Sums of squares, and the deviations, the oldest first."""
+        deviations = numbered("deviation", list(self._deviations))
+        return {"squares": self._squares} | deviations
+
+    def keep(self, kept: Mapping[str, Arrays]) -> None:
+        """Take them over."""
+        self._squares = owned(kept["squares"])
+        self._deviations.clear()
+        self._deviations.extend(in_order("deviation", kept))
+
+    def sample(self, scale: float, seed: Any) -> Arrays:
+        """Draw weights; those that no gradient trains are the mean's.
+
+        Args:
+            scale: Float, what the covariance is multiplied by.
+            seed: What `numpy.random.default_rng` takes.
+
+        Returns:
+            List of arrays, one for each variable.
+        """
+        rng = numpy.random.default_rng(seed)
+        columns = len(self._deviations)
+        shared = rng.standard_normal(columns) / math.sqrt(columns - 1)
+        return [
+            mean + math.sqrt(scale) * self._noise(i, shared, rng)
+            if variable.trainable
+            else mean
+            for i, (variable, mean) in enumerate(
+                zip(self._variables, self.read(), strict=True)
+            )
+        ]
+
+    def _noise(self, i: int, shared: numpy.ndarray, rng: Any) -> numpy.ndarray:
+        squares = self._squares[i]
+        variance = numpy.maximum(squares / self.counters.steps, _LEAST_VARIANCE)
+        noise = numpy.sqrt(variance) * rng.standard_normal(squares.shape)
+        for factor, deviation in zip(shared, self._deviations, strict=True):
+            noise += factor * deviation[i]
+        return noise.astype(squares.dtype)
+
+    def _take(self, model: Any, sample: Arrays) -> None:
+        del model
+        before = self.read() or [numpy.zeros_like(array) for array in sample]
+        self._move_average(sample)
+        deviations = [
+            array - mean
+            for array, mean in zip(sample, self._average, strict=True)
+        ]
+        self._deviations.append(deviations)
+        # Welford's sum. E[w**2] - mean**2 would lose the variance of weights
+        # that hardly move to rounding.
+        if not self._squares:
+            self._squares = [numpy.zeros_like(array) for array in sample]
+        self._squares = [
+            squares + (array - mean) * deviation
+            for squares, array, mean, deviation in zip(
+                self._squares, sample, before, deviations, strict=True
+            )
+        ]
+
+
+def gaussian_keeps(rank: int, samples: int) -> Sequence[str]:
+    """The names of what a Gaussian of that rank keeps after so many samples."""
+    deviations = [f"deviation_{i}" for i in range(min(rank, samples))]
+    return ["squares", *deviations] if samples else []

@@ -1,0 +1,85 @@
+"""All samples, as the members of an ensemble, and their mean."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_wavg.atomic import replacing
+from keras_wavg.samples.collection import (
+    Arrays,
+    Collection,
+    in_order,
+    numbered,
+)
+from keras_wavg.saveable import load_weights_alone, save_weights_alone
+
+
+class Members(Collection):
+    """The samples in host memory, and their mean.
+
+    Args:
+        variables: Keras variables of floating type.
+    """
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        super().__init__(variables)
+        self._members: list[Arrays] = []
+
+    def kept(self) -> Mapping[str, Arrays]:
+        """The members, the oldest first."""
+        return numbered("member", self._members)
+
+    def keep(self, kept: Mapping[str, Arrays]) -> None:
+        """Take the members over."""
+        self._members = in_order("member", kept)
+
+    def put_in(self, model: Any, index: int) -> None:
+        """Put a member in the model."""
+        del model
+        for variable, array in zip(
+            self._variables, self._members[index], strict=True
+        ):
+            variable.assign(array.copy())
+
+    def _take(self, model: Any, sample: Arrays) -> None:
+        del model
+        self._members.append(sample)
+        self._move_average(sample)
+
+
+class MemberFiles(Collection):
+    """The samples in weights files of the whole model, and their mean.
+
+    Args:
+        variables: Keras variables of floating type.
+        folder: `pathlib.Path`, where `member_0001.weights.h5` and so on go.
+    """
+
+    def __init__(self, variables: Sequence[Any], folder: Path) -> None:
+        super().__init__(variables)
+        self._folder = folder
+
+    def kept(self) -> Mapping[str, Arrays]:
+        """Nothing: the files stay where they are."""
+        return {}
+
+    def keep(self, kept: Mapping[str, Arrays]) -> None:
+        """Nothing to take over."""
+
+    def put_in(self, model: Any, index: int) -> None:
+        """Put a member in the model."""
+        load_weights_alone(model, self._file(index))
+
+    def _take(self, model: Any, sample: Arrays) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._file(self.counters.steps - 1)) as written:
+            save_weights_alone(model, written)
+        self._move_average(sample)
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"member_{index + 1:04}.weights.h5"
+
+
+def members_keep(samples: int) -> Sequence[str]:
+    """The names of what is kept of so many members in memory."""
+    return [f"member_{i}" for i in range(samples)]

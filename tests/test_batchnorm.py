@@ -1,0 +1,1016 @@
+"""Statistics of `BatchNormalization` are those of the data, and only they."""
+
+import keras
+import numpy
+import pytest
+from keras import layers, ops
+from models import equal
+
+from keras_wavg import batchnorm
+from keras_wavg.batchnorm import update_bn
+
+backend = keras.config.backend()
+on_jax = pytest.mark.skipif(backend != "jax", reason="how JAX distributes")
+on_tensorflow = pytest.mark.skipif(
+    backend != "tensorflow", reason="what only TensorFlow has"
+)
+on_torch = pytest.mark.skipif(backend != "torch", reason="what only torch has")
+
+RNG = numpy.random.default_rng(7)
+# 70 samples in batches of 16: four whole ones and one of 6.
+X = RNG.normal([0, 1, -1, 0.5], [1, 0.5, 2, 0.7], (70, 4)).astype("float32")
+Y = X[:, :1]
+WEIGHTS = RNG.uniform(0.5, 1.0, size=70).astype("float32")
+WHOLE = X[:32], Y[:32]
+TOKENS = numpy.where(
+    numpy.arange(6) < RNG.integers(1, 7, size=(70, 1)),
+    RNG.integers(1, 9, size=(70, 6)),
+    0,
+)
+
+
+def update(model, data=X, **options):
+    update_bn(model, data, **{"batch_size": 16, "verbose": 0, **options})
+
+
+def normalizations(model):
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, layers.BatchNormalization)
+    ]
+
+
+def statistics(model):
+    return [
+        ops.convert_to_numpy(variable)
+        for layer in normalizations(model)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+def others(model):
+    known = {
+        id(variable)
+        for layer in normalizations(model)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    }
+    return [
+        ops.convert_to_numpy(v) for v in model.variables if id(v) not in known
+    ]
+
+
+def error(received, expected):
+    """The largest one, relative to the number, or to the deviation if larger.
+
+    Both are means and variances in turn.
+    """
+    received, expected = (
+        [numpy.asarray(array, "float64") for array in arrays]
+        for arrays in (received, expected)
+    )
+    assert len(received) == len(expected)
+    errors = []
+    for i in range(0, len(expected), 2):
+        mean, variance = expected[i : i + 2]
+        scale = numpy.maximum(abs(mean), variance**0.5)
+        errors.append(abs(received[i] - mean) / scale)
+        errors.append(abs(received[i + 1] - variance) / variance)
+    return max(array.max() for array in errors)
+
+
+def batches(x, size=16):
+    return [
+        keras.tree.map_structure(lambda a: a[i : i + size], x)  # noqa: B023
+        for i in range(0, len(keras.tree.flatten(x)[0]), size)
+    ]
+
+
+# What is measured
+
+
+def only(shape=(4,), **options):
+    """One normalization of the inputs themselves."""
+    return keras.Sequential(
+        [keras.Input(shape), layers.BatchNormalization(**options)]
+    )
+
+
+SORTED = (RNG.normal(size=(70, 4)) * numpy.arange(1, 71)[:, None]).astype(
+    "float32"
+)
+IMAGES = RNG.normal(size=(20, 9, 8, 3)).astype("float32") ** 2
+FAR = (RNG.normal(size=(70, 4)) + 1000).astype("float32")
+
+
+@pytest.mark.parametrize("x", [X, SORTED, IMAGES, FAR], ids=range(4))
+def test_the_first_layer_gets_the_moments_of_all_the_data(x):
+    model = only(x.shape[1:])
+    update(model, x)
+    rows = x.astype("float64").reshape(-1, x.shape[-1])
+    assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
+
+
+def test_a_long_batch_of_images_loses_no_digits():
+    x = numpy.random.default_rng(0).random((16, 96, 96, 3)).astype("float32")
+    model = only(x.shape[1:])
+    update(model, x)
+    rows = x.astype("float64").reshape(-1, 3)
+    assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
+
+
+def test_sorted_data_is_where_the_mean_of_batches_is_wrong():
+    model = only()
+    update(model, SORTED, variance="batch_mean")
+    variance = SORTED.astype("float64").var(axis=0)
+    assert (statistics(model)[1] < 0.8 * variance).any()
+
+
+@pytest.mark.parametrize("size", [5, 23, 70])
+def test_neither_order_nor_batches_of_the_data_matter(size):
+    first, second = only(), only()
+    update(first)
+    update(second, X[numpy.random.default_rng(0).permutation(70)])
+    assert error(statistics(second), statistics(first)) < 1e-6
+    update(second, batch_size=size)
+    assert error(statistics(second), statistics(first)) < 1e-6
+
+
+def deep():
+    """Two normalizations, and noise that is to be off."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.GaussianNoise(1.0, seed=1),
+            layers.Dense(6, activation="tanh"),
+            layers.BatchNormalization(momentum=0.9),
+            layers.Dropout(0.5, seed=2),
+            layers.Dense(5),
+            layers.BatchNormalization(),
+            layers.Dense(1),
+        ]
+    )
+    rng = numpy.random.default_rng(3)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(0.1, 0.5, size=variable.shape))
+    return model
+
+
+def naive(model, rule="population"):
+    """The definition, in float64."""
+    kernel, bias, gamma, beta, kernel_2, bias_2 = (
+        ops.convert_to_numpy(variable).astype("float64")
+        for variable in model.trainable_variables[:6]
+    )
+    seen = [], []
+    for x in batches(X.astype("float64")):
+        hidden = numpy.tanh(x @ kernel + bias)
+        seen[0].append(hidden)
+        normal = (hidden - hidden.mean(0)) / (hidden.var(0) + 1e-3) ** 0.5
+        seen[1].append((normal * gamma + beta) @ kernel_2 + bias_2)
+    if rule == "population":
+        rows = [numpy.concatenate(arrays) for arrays in seen]
+        return [m for row in rows for m in (row.mean(0), row.var(0))]
+    return [
+        numpy.mean([moment(array) for array in arrays], axis=0)
+        for arrays in seen
+        for moment in (lambda a: a.mean(0), lambda a: a.var(0, ddof=1))
+    ]
+
+
+@pytest.mark.parametrize("rule", ["population", "batch_mean"])
+def test_a_deep_net_is_measured_as_defined(rule):
+    model = deep()
+    update(model, variance=rule)
+    assert error(statistics(model), naive(model, rule)) < 1e-6
+
+
+@pytest.mark.parametrize("value", [7.0, float("nan")])
+def test_what_the_statistics_were_before_plays_no_role(value):
+    first, second = deep(), deep()
+    for layer in normalizations(second):
+        for variable in layer.non_trainable_variables:
+            variable.assign(ops.full(variable.shape, value))
+    update(first)
+    update(second)
+    assert equal(statistics(first), statistics(second))
+
+
+@on_torch
+@pytest.mark.parametrize("size", [16, 35])
+def test_batch_mean_is_what_torch_measures(size):
+    import torch
+
+    model = deep()
+    kernel, bias, gamma, beta, kernel_2, bias_2 = (
+        v.value.detach() for v in model.trainable_variables[:6]
+    )
+    normals = [torch.nn.BatchNorm1d(n, eps=1e-3) for n in (6, 5)]
+    net = torch.nn.Sequential(
+        torch.nn.Linear(4, 6),
+        torch.nn.Tanh(),
+        normals[0],
+        torch.nn.Linear(6, 5),
+        normals[1],
+    )
+    values = (kernel.T, bias, gamma, beta, kernel_2.T, bias_2)
+    with torch.no_grad():
+        for parameter, value in zip(net.parameters(), values, strict=False):
+            parameter.copy_(value)
+    torch.optim.swa_utils.update_bn(map(torch.tensor, batches(X, size)), net)
+    expected = [
+        buffer.numpy()
+        for normal in normals
+        for buffer in (normal.running_mean, normal.running_var)
+    ]
+    update(model, batch_size=size, variance="batch_mean")
+    assert error(statistics(model), expected) < 1e-5
+
+
+# Data of every kind
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return batches((X, Y, WEIGHTS))[index]
+
+
+def arrays():
+    return X
+
+
+def a_pair():
+    return X, Y
+
+
+def with_sample_weights():
+    return X, Y, WEIGHTS
+
+
+def tensors():
+    return ops.convert_to_tensor(X), ops.convert_to_tensor(Y)
+
+
+def py_dataset():
+    return Batches()
+
+
+def generator():
+    return (batch for batch in batches((X, Y)))
+
+
+def generator_of_inputs():
+    return ((batch,) for batch in batches(X))
+
+
+def data_loader():
+    torch = pytest.importorskip("torch")
+    data = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    return torch.utils.data.DataLoader(data, batch_size=16)
+
+
+def tf_data():
+    tensorflow = pytest.importorskip("tensorflow")
+    return tensorflow.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+
+
+KINDS_OF_DATA = [
+    arrays,
+    a_pair,
+    with_sample_weights,
+    tensors,
+    py_dataset,
+    generator,
+    generator_of_inputs,
+    data_loader,
+    tf_data,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_DATA, ids=lambda kind: kind.__name__)
+@pytest.mark.filterwarnings("error:Your input ran out of data")
+def test_data_of_every_kind_gives_the_same(kind):
+    model, data = deep(), kind()
+    options = {"batch_size": 16} if kind in KINDS_OF_DATA[:4] else {}
+    update_bn(model, data, verbose=0, **options)
+    assert error(statistics(model), naive(model)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [arrays, py_dataset, generator, data_loader, tf_data],
+    ids=lambda kind: kind.__name__,
+)
+def test_steps_take_the_first_batches(kind):
+    model, expected = only(), only()
+    options = {"batch_size": 16} if kind in KINDS_OF_DATA[:4] else {}
+    update_bn(model, kind(), steps=3, verbose=0, **options)
+    update(expected, X[:48])
+    assert error(statistics(model), statistics(expected)) < 1e-6
+
+
+def test_data_without_end_is_measured_for_some_steps():
+    def endless():
+        while True:
+            yield from batches((X, Y))
+
+    model = only()
+    update(model, endless(), steps=10, batch_size=None)
+    assert error(statistics(model), [X.mean(0), X.var(0)]) < 1e-5
+
+
+def two_inputs():
+    keras.utils.set_random_seed(1)
+    first, second = keras.Input((4,), name="first"), keras.Input((1,), name="y")
+    both = layers.Concatenate()([first, second])
+    normal = layers.BatchNormalization()(both)
+    return keras.Model({"first": first, "y": second}, normal)
+
+
+def test_several_inputs_are_given_as_dictionary_or_list():
+    by_name, by_place = two_inputs(), two_inputs()
+    update(by_name, {"first": X, "y": Y})
+    update(by_place, [X, Y])
+    both = numpy.concatenate([X, Y], axis=1).astype("float64")
+    expected = [both.mean(0), both.var(0)]
+    assert error(statistics(by_name), expected) < 1e-6
+    assert equal(statistics(by_place), statistics(by_name))
+
+
+# Models of every kind
+
+
+def dense(units=4, **options):
+    return layers.Dense(units, activation="tanh", **options)
+
+
+def functional():
+    inputs = keras.Input((4,))
+    hidden = layers.BatchNormalization()(dense()(inputs))
+    merged = layers.Add()([inputs, hidden])
+    return keras.Model(inputs, layers.BatchNormalization()(merged))
+
+
+def nested():
+    inputs = keras.Input((4,))
+    hidden = layers.BatchNormalization()(functional()(inputs))
+    return keras.Model(inputs, layers.Dense(1)(hidden))
+
+
+def one_dimension_less(channels=4, **options):
+    """A normalization of channels that are not last."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            dense(2 * channels),
+            layers.Reshape((channels, 2)),
+            layers.BatchNormalization(axis=1, **options),
+            layers.Conv1D(3, 2, padding="same"),
+            layers.BatchNormalization(scale=False, center=False),
+        ]
+    )
+
+
+class Block(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.parts = [dense(), layers.BatchNormalization()]
+
+    def call(self, inputs):
+        for part in self.parts:
+            inputs = part(inputs)
+        return inputs
+
+
+class Blocks(keras.Model):
+    """Blocks in a list, and no `training` in any `call`."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = [Block(), Block()]
+        self.head = {"normal": layers.BatchNormalization()}
+
+    def call(self, inputs):
+        for block in self.blocks:
+            inputs = block(inputs)
+        return self.head["normal"](inputs)
+
+
+def subclassed():
+    model = Blocks()
+    model(X[:2])
+    return model
+
+
+def partly_frozen():
+    model = nested()
+    frozen = normalizations(model)[0]
+    frozen.trainable = False
+    frozen.moving_mean.assign([1.0, 2.0, 3.0, 4.0])
+    return model
+
+
+def masked():
+    """The mask of an embedding goes through two normalizations."""
+    return keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(9, 5, mask_zero=True),
+            layers.BatchNormalization(),
+            layers.TimeDistributed(layers.Dense(3)),
+            layers.BatchNormalization(),
+        ]
+    )
+
+
+def with_policy(policy):
+    def build():
+        keras.config.set_dtype_policy(policy)
+        try:
+            return one_dimension_less()
+        finally:
+            keras.config.set_dtype_policy("float32")
+
+    return build
+
+
+def compiled(build=nested, **options):
+    def build_and_compile():
+        model = build()
+        model.compile("sgd", "mse", **options)
+        return model
+
+    return build_and_compile
+
+
+KINDS_OF_MODELS = {
+    "functional": functional,
+    "nested": nested,
+    "axis_1": one_dimension_less,
+    "subclassed": subclassed,
+    "partly_frozen": partly_frozen,
+    "masked": masked,
+    "mixed_float16": with_policy("mixed_float16"),
+    "mixed_bfloat16": with_policy("mixed_bfloat16"),
+    "bfloat16": with_policy("bfloat16"),
+    "float64": with_policy("float64"),
+    "eager": compiled(run_eagerly=True),
+    "not_jitted": compiled(jit_compile=False),
+    "jitted": compiled(jit_compile=True),
+    "several_steps": compiled(
+        steps_per_execution=1 if backend == "torch" else 3
+    ),
+}
+
+
+def by_keras(model, x):
+    """What Keras' own training sees of each batch, put together."""
+    seen = []
+    momenta = [layer.momentum for layer in normalizations(model)]
+    for layer in normalizations(model):
+        layer.momentum = 0.0
+    for batch in batches(x):
+        model(batch, training=True)
+        seen.append([s.astype("float64") for s in statistics(model)])
+    for layer, momentum in zip(normalizations(model), momenta, strict=True):
+        layer.momentum = momentum
+    return seen
+
+
+def put_together(seen, counts):
+    counts = numpy.array(counts, "float64")[:, None] / sum(counts)
+    together = []
+    for means, variances in zip(
+        *[list(zip(*seen, strict=True))[i::2] for i in range(2)], strict=True
+    ):
+        mean = (counts * means).sum(0)
+        squares = numpy.array(variances) + numpy.array(means) ** 2
+        together += [mean, (counts * squares).sum(0) - mean**2]
+    return together
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MODELS)
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_models_of_every_kind_see_what_keras_sees_in_training(kind):
+    keras.utils.set_random_seed(1)
+    model = KINDS_OF_MODELS[kind]()
+    x = (TOKENS if kind == "masked" else X)[:22]
+    expected = put_together(
+        by_keras(model, x),
+        [
+            (batch > 0).sum() if kind == "masked" else len(batch)
+            for batch in batches(x)
+        ],
+    )
+    update(model, x)
+    tolerance = {"mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}.get(kind, 1e-5)
+    tolerance = 3e-2 if kind == "bfloat16" else tolerance
+    assert error(statistics(model), expected) < tolerance
+
+
+def test_statistics_are_float32_under_half_precision():
+    model = with_policy("mixed_float16")()
+    update(model)
+    assert {array.dtype.name for array in statistics(model)} == {"float32"}
+
+
+def test_frozen_layers_keep_their_statistics_and_normalize_by_them():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.BatchNormalization(trainable=False),
+            layers.BatchNormalization(),
+        ]
+    )
+    before = statistics(model)[:2]
+    update(model)
+    assert equal(statistics(model)[:2], before)
+    scaled = X.astype("float64") / (1 + 1e-3) ** 0.5
+    expected = [scaled.mean(0), scaled.var(0)]
+    assert error(statistics(model)[2:], expected) < 1e-6
+
+
+def test_a_shared_layer_counts_each_of_its_calls():
+    inputs = keras.Input((4,))
+    shared = layers.BatchNormalization()
+    twice = keras.ops.concatenate(
+        [shared(inputs), shared(2 * inputs + 1)], axis=1
+    )
+    model = keras.Model(inputs, twice)
+    update(model)
+    rows = numpy.concatenate([X, 2 * X + 1]).astype("float64")
+    assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
+
+
+def test_a_shared_submodel_counts_each_of_its_calls():
+    inputs = keras.Input((4,))
+    inner = keras.Sequential([keras.Input((4,)), layers.BatchNormalization()])
+    model = keras.Model(inputs, inner(inner(inputs)))
+    update(model)
+    rows = [batch.astype("float64") for batch in batches(X)]
+    rows += [(r - r.mean(0)) / (r.var(0) + 1e-3) ** 0.5 for r in rows]
+    rows = numpy.concatenate(rows)
+    assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
+
+
+def test_a_layer_of_each_time_step_counts_each_of_its_calls():
+    inner = layers.BatchNormalization()
+    model = keras.Sequential(
+        [keras.Input((3, 2)), layers.TimeDistributed(inner)]
+    )
+    x = RNG.normal(size=(20, 3, 2)).astype("float32")
+    update(model, x)
+    rows = x.astype("float64").reshape(-1, 2)
+    assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
+
+
+def test_masked_elements_are_not_counted():
+    model = keras.Sequential(
+        [keras.Input((6, 2)), layers.Masking(), layers.BatchNormalization()]
+    )
+    x = RNG.normal(size=(70, 6, 2)).astype("float32")
+    x[TOKENS == 0] = 0
+    x[16:32] = 0  # all of a batch
+    update(model, x)
+    rows = x.astype("float64")[x.any(axis=-1)]
+    assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
+
+
+def test_renormalization_has_all_its_statistics_measured():
+    if "renorm" not in layers.BatchNormalization().get_config():
+        pytest.skip("this Keras has no renormalization")
+    model = only(renorm=True)
+    layer = model.layers[0]
+    for variable in layer.non_trainable_variables:
+        variable.assign(ops.full(variable.shape, numpy.nan))
+    update(model)
+    rows = X.astype("float64")
+    assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
+    assert equal(
+        [ops.convert_to_numpy(layer.renorm_mean)], statistics(model)[:1]
+    )
+    stddev = (rows.var(0) + 1e-3) ** 0.5
+    for variable in (layer.moving_stddev, layer.renorm_stddev):
+        stored = ops.convert_to_numpy(variable)
+        assert numpy.allclose(stored, stddev, rtol=1e-6)
+
+
+# Everything else is as it was
+
+
+def trained():
+    model = deep()
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+    fit(model)
+    return model
+
+
+def fit(model, *callbacks, **options):
+    """Whole batches only: another size would be compiled anew."""
+    return model.fit(
+        *WHOLE,
+        batch_size=16,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks],
+        **options,
+    )
+
+
+def state(model):
+    """All that training knows: weights, seeds, optimizer, metrics."""
+    return [ops.convert_to_numpy(variable) for variable in model.variables]
+
+
+def settings(model):
+    return [
+        (id(layer), layer.trainable, layer.built, sorted(vars(layer)))
+        for layer in model._flatten_layers(include_self=False)
+    ]
+
+
+def test_nothing_but_the_statistics_changes():
+    model = trained()
+    before, layout = others(model), settings(model)
+    variables, function = [*map(id, model.variables)], model.train_function
+    update(model, WHOLE)
+    assert equal(others(model), before)
+    assert settings(model) == layout
+    assert [*map(id, model.variables)] == variables
+    assert model.train_function is function
+    for layer in normalizations(model):
+        assert "call" not in vars(layer)
+        assert isinstance(layer.moving_mean, keras.Variable)
+
+
+def test_training_goes_on_as_if_the_statistics_had_been_assigned():
+    model, by_hand = trained(), trained()
+    assert equal(state(model), state(by_hand))
+    update(model, WHOLE)
+    for variable, value in zip(
+        [
+            v
+            for layer in normalizations(by_hand)
+            for v in (layer.moving_mean, layer.moving_variance)
+        ],
+        statistics(model),
+        strict=True,
+    ):
+        variable.assign(value)
+    first, second = fit(model), fit(by_hand)
+    assert first.history == second.history
+    assert equal(state(model), state(by_hand))
+
+
+def test_a_second_pass_gives_the_same_to_the_last_bit():
+    model = trained()
+    update(model, WHOLE)
+    first = statistics(model)
+    update(model, WHOLE)
+    assert equal(statistics(model), first)
+
+
+class Inside(keras.callbacks.Callback):
+    """Measures at several places in `fit`."""
+
+    def __init__(self, model=None):
+        super().__init__()
+        self.closed_over = model
+        self.seen = []
+
+    def measure(self):
+        update(self.closed_over or self.model, WHOLE)
+        weights = self.model.trainable_variables
+        values = [ops.convert_to_numpy(variable) for variable in weights]
+        self.seen.append((values, statistics(self.model)))
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            self.measure()
+
+    def on_test_begin(self, logs=None):
+        self.measure()
+
+    def on_train_end(self, logs=None):
+        self.measure()
+
+
+@pytest.mark.parametrize("closed_over", [False, True])
+def test_it_can_be_called_inside_fit(closed_over):
+    model, alone = trained(), trained()
+    inside = Inside(model if closed_over else None)
+    fit(model, inside, validation_data=(X[:16], Y[:16]))
+    fit(alone)
+    metrics = len(model.metrics_variables)
+    assert equal(others(model)[:-metrics], others(alone)[:-metrics])
+    fresh = deep()
+    for weights, received in inside.seen:
+        for variable, value in zip(
+            fresh.trainable_variables, weights, strict=True
+        ):
+            variable.assign(value)
+        update(fresh, WHOLE)
+        assert error(received, statistics(fresh)) < 1e-6
+    assert len(inside.seen) == 3
+    assert equal(statistics(model), inside.seen[-1][1])
+
+
+# Again and again
+
+
+class Counting(Blocks):
+    """Counts how often Python runs it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def call(self, inputs):
+        self.calls.append(1)
+        return super().call(inputs)
+
+
+def test_a_measurement_is_compiled_once():
+    model = Counting()
+    model(X[:2])
+    measurement = batchnorm.Measurement(model)
+    measurement.update(X[:64], batch_size=16, verbose=0)
+    traced = len(model.calls)
+    for variable in model.trainable_variables:
+        variable.assign(variable + 0.1)
+    measurement.update(X[:64], batch_size=16, verbose=0)
+    assert (len(model.calls) > traced) == (backend == "torch")
+    received = statistics(model)
+    update(model, X[:64])
+    assert equal(statistics(model), received)
+
+
+def test_a_measurement_goes_on_after_an_error():
+    model = deep()
+    measurement = batchnorm.Measurement(model)
+    for data in (X[:, :3], fails_at(3, KeyError("my own"))):
+        with pytest.raises(Exception, match=r"called on|my own"):
+            measurement.update(data, verbose=0)
+    measurement.update(X, batch_size=16, verbose=0)
+    assert error(statistics(model), naive(model)) < 1e-6
+
+
+def test_a_measurement_knows_its_model_and_what_it_assigns():
+    model, other = nested(), nested()
+    measurement = batchnorm.Measurement(model)
+    assert measurement.is_of(model)
+    assert not measurement.is_of(other)
+    names = [variable.path for variable in measurement.variables]
+    assert len(names) == 6
+    assert all("moving_" in name for name in names)
+    normalizations(model)[0].trainable = False
+    assert not measurement.is_of(model)
+    assert len(batchnorm.Measurement(model).variables) == 4
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {}], ids=str)
+def test_a_measurement_is_as_the_model_is_compiled(options):
+    model = nested()
+    measurement = batchnorm.Measurement(model)
+    model.compile("sgd", "mse", **options)
+    assert not measurement.is_of(model)
+
+
+# Errors
+
+
+def fails_at(index, exception):
+    for i, batch in enumerate(batches((X, Y))):
+        if i == index:
+            raise exception
+        yield batch
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_an_error_of_the_data_leaves_the_model_as_it_was(index):
+    model = trained()
+    before = state(model)
+    with pytest.raises(Exception, match="my own") as caught:
+        update(model, fails_at(index, KeyError("my own")), batch_size=None)
+    # TensorFlow makes an error of its own of those of a generator in mid-data.
+    assert backend == "tensorflow" or caught.type is KeyError
+    assert equal(state(model), before)
+    assert numpy.isfinite(fit(model).history["loss"]).all()
+
+
+@pytest.mark.parametrize("where", ["on_predict_batch_end", "assign"])
+def test_an_interrupt_leaves_the_model_as_it_was(where, monkeypatch):
+    model = trained()
+    before = state(model)
+    target = normalizations(model)[1].moving_variance
+    if where != "assign":
+        target = batchnorm._AtLeast
+    original = getattr(target, where)
+
+    def interrupt(*_, **__):
+        monkeypatch.setattr(target, where, original)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(target, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        update(model, WHOLE)
+    assert equal(state(model), before)
+    assert numpy.isfinite(fit(model).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (X[:0], {}, "`data` must have at least one batch. Received: 0"),
+        (X, {"steps": 0}, ">= 1, or `None`. Received: steps=0"),
+        (X, {"steps": 2.5}, "`steps` must be an integer >= 1, or `None`."),
+        (X, {"variance": "b"}, "`variance` must be .* Received: variance='b'"),
+        (X, {"variance": None}, "`variance` must be .* variance=None"),
+        (X[:, :3], {}, r"batches that the model can .* shape \(16, 3\)"),
+        ({"a": X, "b": X}, {}, r"called on. .* \{'a': \(16, 4\), 'b'"),
+        (X[:17], {"variance": "batch_mean"}, "needs two or more elements"),
+        (X * numpy.inf, {}, "'.*moving_mean' are not finite in float32"),
+        ((X, Y, Y, Y), {}, "expected to be in format"),
+    ],
+    ids=range(10),
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_bad_input_is_refused_and_the_model_is_as_it_was(
+    data, options, message
+):
+    model = deep()
+    before = state(model)
+    with pytest.raises(ValueError, match=message):
+        update(model, data, **options)
+    assert equal(state(model), before)
+
+
+@pytest.mark.parametrize("length", [0, 3])
+@pytest.mark.parametrize("kind", ["generator", "py_dataset", "native"])
+def test_too_few_batches_are_refused(kind, length):
+    class Short(Batches):
+        def __len__(self):
+            return length
+
+    data = {
+        "generator": lambda: (b for b in batches((X, Y))[:length]),
+        "py_dataset": Short,
+        "native": lambda: native(length),
+    }[kind]()
+    model = deep()
+    before = state(model)
+    with pytest.raises(ValueError, match=r"at least|length 0|empty"):
+        update(model, data, steps=4, batch_size=None)
+    assert equal(state(model), before)
+
+
+def native(length):
+    if backend == "tensorflow":
+        return tf_data().take(length)
+    if backend == "torch":
+        import torch
+
+        return torch.utils.data.DataLoader(batches(X)[:length], batch_size=None)
+    return (batch for batch in batches((X, Y))[:length])
+
+
+def test_a_layer_that_is_never_reached_is_named():
+    class Detour(Blocks):
+        def call(self, inputs, around=False):
+            return inputs if around else super().call(inputs)
+
+    class Partly(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.normal = layers.BatchNormalization()
+            self.detour = Detour()
+
+        def call(self, inputs, around=True):
+            return self.detour(self.normal(inputs), around=around)
+
+    model = Partly()
+    model(X[:2], around=False)
+    before = state(model)
+    with pytest.raises(ValueError, match=r"detour.*' was never updated"):
+        update(model)
+    assert equal(state(model), before)
+    model.detour.trainable = False
+    update(model)
+    rows = X.astype("float64")
+    received = model.normal.moving_mean, model.normal.moving_variance
+    received = [ops.convert_to_numpy(variable) for variable in received]
+    assert error(received, [rows.mean(0), rows.var(0)]) < 1e-6
+
+
+def frozen():
+    model = deep()
+    model.trainable = False
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: "model", r"needs a built Keras model.* model='model'"),
+        (layers.BatchNormalization, "needs a built Keras model"),
+        (Blocks, r"needs a built Keras model.*model.build"),
+        (
+            lambda: keras.Sequential([layers.BatchNormalization()]),
+            "needs a built Keras model",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((4,)), dense()]),
+            "needs a model with a trainable `BatchNormalization`",
+        ),
+        (frozen, "needs a model with a trainable `BatchNormalization`"),
+    ],
+    ids=range(6),
+)
+def test_a_model_that_cannot_be_measured_is_refused_before_any_pass(
+    build, message
+):
+    def unread():
+        pytest.fail("data was read")
+        yield
+
+    with pytest.raises(ValueError, match=message):
+        update_bn(build(), unread())
+
+
+def test_a_layer_that_was_never_built_is_refused():
+    class Spare(Blocks):
+        def __init__(self):
+            super().__init__()
+            self.spare = layers.BatchNormalization()
+
+    model = Spare()
+    model(X[:2])
+    with pytest.raises(ValueError, match="needs a built Keras model"):
+        update(model)
+
+
+# Many devices
+
+
+@on_tensorflow
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_replicas_measure_what_one_device_measures(synchronized):
+    """In later layers if synchronized, otherwise they see halves of batches."""
+    import tensorflow as tf
+
+    def build():
+        return keras.Sequential(
+            [
+                keras.Input((4,)),
+                layers.BatchNormalization(synchronized=synchronized),
+                layers.Dense(3, "relu", kernel_initializer="ones"),
+                layers.BatchNormalization(synchronized=synchronized),
+            ]
+        )
+
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = build()
+    # The last batch has one sample: a replica gets none.
+    alone = build()
+    update(model, X[:65])
+    update(alone, X[:65])
+    same = 4 if synchronized else 2
+    assert error(statistics(model)[:same], statistics(alone)[:same]) < 1e-6
+    for layer in normalizations(model):
+        first, second = (v.numpy() for v in layer.moving_mean.value.values)
+        assert equal([first], [second])
+
+
+@on_tensorflow
+def test_a_synchronized_layer_on_one_device_is_as_any_other():
+    model, other = only(synchronized=True), only()
+    update(model)
+    update(other)
+    assert equal(statistics(model), statistics(other))
+
+
+@on_jax
+def test_sharded_batches_are_measured_as_those_of_one_device():
+    alone = deep()
+    update(alone, X[:64])
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(
+            devices=keras.distribution.list_devices()
+        )
+    )
+    try:
+        model = deep()
+        model.compile("sgd", "mse")
+        model.fit(X[:64], Y[:64], verbose=0)
+        model.set_weights(alone.get_weights())
+        shardings = [v.value.sharding for v in model.variables]
+        update(model, X[:64])
+        assert [v.value.sharding for v in model.variables] == shardings
+        assert error(statistics(model), statistics(alone)) < 1e-6
+        model.fit(X[:64], Y[:64], verbose=0)
+    finally:
+        keras.distribution.set_distribution(None)

@@ -1,0 +1,354 @@
+"""The plane through three points: its numbers, its picture, no trace left."""
+
+import runpy
+import sys
+
+import keras
+import models
+import numpy
+import pytest
+from matplotlib import pyplot
+from models import BATCH, compiled, data, equal
+
+from keras_wavg import EMA, plots
+from keras_wavg.plots import (
+    LossPlane,
+    draw_loss_plane,
+    loss_plane,
+    plot_loss_plane,
+)
+
+CENTRE = numpy.array([1.0, -2.0, 0.5])
+CURVATURE = numpy.array([1.0, 4.0, 0.25])
+
+
+@pytest.fixture(autouse=True)
+def _figures_without_a_screen():
+    pyplot.switch_backend("Agg")
+    yield
+    pyplot.close("all")
+
+
+def three_weights():
+    """A model of three weights, two in a kernel and one in a bias."""
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+
+def weights(*numbers):
+    return [numpy.array([[n] for n in numbers[:2]]), numpy.array(numbers[2:])]
+
+
+def quadratic(vector):
+    return float((CURVATURE * (vector - CENTRE) ** 2).sum())
+
+
+def score_of(model):
+    """A score that is a quadratic of the weights the model has."""
+    return lambda: quadratic(
+        numpy.concatenate([w.ravel() for w in model.get_weights()])
+    )
+
+
+POINTS = {
+    "first": weights(1, 0, 0),
+    "second": weights(3, 0, 0),
+    "third": weights(2, 3, 4),
+}
+
+
+def measured(model, **options):
+    return loss_plane(model, POINTS, score_of(model), verbose=0, **options)
+
+
+def test_coordinates_are_distances_in_weight_space():
+    plane = measured(three_weights(), marks={"mark": weights(2, 1, 0)})
+    expected = {"first": (0, 0), "second": (2, 0), "third": (1, 5)}
+    for name, position in expected.items():
+        assert plane.points[name] == pytest.approx(position)
+    # The mark lies off the plane, and (0, 0.6, 0.8) leads from it upwards.
+    assert plane.marks["mark"] == pytest.approx((1, 0.6))
+
+
+def test_the_scores_are_those_of_the_plane():
+    plane = measured(three_weights(), resolution=5)
+    right, up = numpy.array([1, 0, 0]), numpy.array([0, 0.6, 0.8])
+    expected = [
+        [
+            quadratic(numpy.array([1, 0, 0]) + x * right + y * up)
+            for x in plane.x
+        ]
+        for y in plane.y
+    ]
+    assert plane.scores.shape == (5, 5)
+    assert plane.scores == pytest.approx(numpy.array(expected), rel=1e-5)
+
+
+def test_the_grid_is_a_square_around_all_that_is_shown():
+    plane = measured(three_weights(), resolution=3, margin=0.1)
+    assert plane.x == pytest.approx([-2, 1, 4])
+    assert plane.y == pytest.approx([-0.5, 2.5, 5.5])
+    far = {"far": weights(11, 0, 0)}
+    plane = measured(three_weights(), resolution=2, margin=0, marks=far)
+    assert plane.x == pytest.approx([0, 10])
+    assert plane.y == pytest.approx([-2.5, 7.5])
+
+
+def trained():
+    """A model of many kinds of weights, and three points of its training."""
+    model = compiled(models.batch_norm(), "sgd")
+    samples = models.Samples()
+    model.fit(
+        *data(3),
+        batch_size=BATCH,
+        verbose=0,
+        shuffle=False,
+        callbacks=[samples],
+    )
+    return model, dict(zip("abc", samples.weights, strict=True))
+
+
+def test_the_model_has_its_weights_back():
+    model, points = trained()
+    before = model.get_weights()
+    loss_plane(model, points, lambda: 0.0, resolution=2, verbose=0)
+    assert equal(model.get_weights(), before)
+
+
+@pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
+def test_the_model_has_its_weights_back_after(interruption):
+    model, points = trained()
+    before = model.get_weights()
+
+    def score():
+        assert not equal(model.get_weights(), before)
+        raise interruption
+
+    with pytest.raises(interruption):
+        loss_plane(model, points, score, verbose=0)
+    assert equal(model.get_weights(), before)
+
+
+def test_a_score_may_change_the_weights_it_finds():
+    model = three_weights()
+    score = score_of(model)
+    expected = measured(model).scores
+
+    def score_and_spoil():
+        found = score()
+        model.set_weights(weights(9, 9, 9))
+        return found
+
+    plane = loss_plane(model, POINTS, score_and_spoil, verbose=0)
+    assert (plane.scores == expected).all()
+
+
+class Counter(keras.layers.Layer):
+    """Has a weight of its own that is not a floating-point number."""
+
+    def build(self, shape):
+        self.count = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False
+        )
+        self.bias = self.add_weight(shape=(3,), initializer="zeros")
+
+    def call(self, inputs):
+        return inputs + self.bias
+
+
+def test_integer_weights_stay_as_they_are():
+    model = keras.Sequential([keras.Input((3,)), Counter()])
+    layer = model.layers[0]
+    layer.count.assign(7)
+    kinds = ["int" in str(weight.dtype) for weight in model.weights]
+    points = {
+        name: [numpy.array(3) if is_int else row for is_int in kinds]
+        for name, row in zip("abc", numpy.eye(3), strict=True)
+    }
+    counts = []
+    loss_plane(
+        model,
+        points,
+        lambda: counts.append(int(layer.count)) or 0,
+        resolution=2,
+        verbose=0,
+    )
+    assert counts == [7] * 4
+
+
+def test_half_precision_weights_come_back():
+    keras.config.set_dtype_policy("bfloat16")
+    model = three_weights()
+    before = model.get_weights()
+    plane = measured(model, resolution=2)
+    assert equal(model.get_weights(), before)
+    assert plane.points["third"] == pytest.approx((1, 5))
+
+
+def test_an_average_that_rides_along_does_not_notice():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    samples = models.Samples()
+    x, y = data(3)
+    model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[samples, ema])
+    points = dict(zip("abc", samples.weights, strict=True))
+    average = model.get_weights()
+    loss_plane(model, points, lambda: 0.0, resolution=2, verbose=0)
+    assert equal(model.get_weights(), average)
+    ema.restore()
+    assert equal(model.get_weights(), samples.weights[-1])
+
+
+def test_progress_is_shown_or_not(capsys):
+    model = three_weights()
+    measured(model, resolution=2)
+    assert not capsys.readouterr().out
+    loss_plane(model, POINTS, score_of(model), resolution=2)
+    assert "4/4" in capsys.readouterr().out
+
+
+def colour_bar(ax):
+    (bar,) = set(ax.figure.axes) - {ax}
+    return bar
+
+
+def test_the_picture_is_drawn_on_the_axes_given(tmp_path):
+    model, (_, ax) = three_weights(), pyplot.subplots()
+    received = plot_loss_plane(
+        model,
+        POINTS,
+        score_of(model),
+        marks={"average": weights(2, 1, 4 / 3)},
+        ax=ax,
+        label="training loss",
+        verbose=0,
+    )
+    assert received is ax
+    names = {text.get_text() for text in ax.texts}
+    assert names == {"first", "second", "third", "average"}
+    assert colour_bar(ax).get_ylabel() == "training loss"
+    ax.figure.savefig(tmp_path / "plane.png")
+    assert (tmp_path / "plane.png").stat().st_size > 10_000
+
+
+def test_without_axes_there_is_a_new_figure():
+    plane = measured(three_weights(), resolution=4)
+    first, second = draw_loss_plane(plane), draw_loss_plane(plane)
+    assert first.figure is not second.figure
+
+
+def plane_of(scores):
+    steps = numpy.arange(len(scores), dtype="float64")
+    corners = {"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0)}
+    return LossPlane(corners, {}, steps, steps, numpy.asarray(scores))
+
+
+def ticks(ax):
+    return [text.get_text() for text in colour_bar(ax).get_yticklabels()]
+
+
+def test_levels_lie_dense_near_the_lowest_score_and_have_their_numbers():
+    across = numpy.linspace(-1, 1, 41)
+    scores = 0.02 + numpy.exp(6 * (across**2 + across[:, None] ** 2)) - 1
+    levels = [float(text) for text in ticks(draw_loss_plane(plane_of(scores)))]
+    distances = numpy.diff(levels)
+    assert levels[0] == 0.02
+    assert (distances[1:] > 1.2 * distances[:-1]).all()
+    assert levels[-1] < scores.max()
+
+
+def test_what_is_not_finite_is_left_blank(tmp_path):
+    scores = numpy.arange(25.0).reshape(5, 5)
+    scores[0, :3] = numpy.nan, numpy.inf, -numpy.inf
+    ax = draw_loss_plane(plane_of(scores))
+    assert ticks(ax)[0] == "3.0"
+    ax.figure.savefig(tmp_path / "plane.png")
+
+
+def test_a_score_that_is_the_same_everywhere_is_drawn(tmp_path):
+    for constant in (0.0, 0.3, -5.0):
+        ax = draw_loss_plane(plane_of(numpy.full((4, 4), constant)))
+        ax.figure.savefig(tmp_path / "plane.png")
+
+
+def test_ticks_have_as_few_digits_as_tell_them_apart():
+    for levels, expected in (
+        ([0.0101, 0.4999, 3, 150.2], ["0.010", "0.50", "3.0", "150"]),
+        ([1.001, 1.002, 1.011], ["1.001", "1.002", "1.011"]),
+        ([0.0, 1e-6, 2e7], ["0.0", "1e-06", "2e+07"]),
+    ):
+        assert plots._tick_labels(numpy.array(levels)) == expected
+
+
+def test_two_scores_have_two_levels(tmp_path):
+    ax = draw_loss_plane(plane_of(numpy.eye(4)))
+    assert ticks(ax) == ["0.0", "1.0"]
+    ax.figure.savefig(tmp_path / "plane.png")
+
+
+def test_nothing_finite_is_refused():
+    with pytest.raises(ValueError, match="No score is finite"):
+        draw_loss_plane(plane_of(numpy.full((4, 4), numpy.nan)))
+
+
+FIRST, SECOND, THIRD = POINTS.values()
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ({"a": FIRST, "b": SECOND}, r"three points.*points=\['a', 'b'\]"),
+        ({"a": FIRST, "b": SECOND, "c": weights(9, 0, 0)}, "not on one line"),
+        ({"a": FIRST, "b": FIRST, "c": THIRD}, "not on one line"),
+        ({"a": FIRST, "b": SECOND, "c": FIRST}, "not on one line"),
+        ({"a": FIRST, "b": FIRST, "c": FIRST}, "not on one line"),
+        ({"a": FIRST, "b": SECOND, "c": THIRD[:1]}, r"'c' must have the shap"),
+        (
+            {"a": FIRST, "b": SECOND, "c": [w.T for w in THIRD]},
+            r"'c' must have .*\(2, 1\), \(1,\).* Received: \[\(1, 2\), \(1,\)",
+        ),
+        (
+            {"a": FIRST, "b": SECOND, "c": weights(1, numpy.nan, 1)},
+            "'c' must be finite",
+        ),
+    ],
+)
+def test_points_that_make_no_plane_are_refused(points, message):
+    model = three_weights()
+    with pytest.raises(ValueError, match=message):
+        loss_plane(model, points, score_of(model), verbose=0)
+
+
+def test_a_float32_average_of_two_points_is_on_their_line():
+    first, second = (
+        [w.astype("float32") for w in trained()[1][name]] for name in "ac"
+    )
+    average = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    points = {"a": first, "b": second, "c": average}
+    with pytest.raises(ValueError, match="not on one line"):
+        loss_plane(models.batch_norm(), points, float, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resolution": 1}, r"`resolution` must .* Received: resolution=1"),
+        ({"resolution": 2.5}, r"`resolution` must .* resolution=2.5"),
+        ({"margin": -0.1}, r"`margin` must .* Received: margin=-0.1"),
+        ({"margin": "0.1"}, r"`margin` must .* Received: margin='0.1'"),
+        ({"marks": {"d": FIRST[:1]}}, r"'d' must have the shapes"),
+    ],
+    ids=str,
+)
+def test_a_bad_argument_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measured(three_weights(), **arguments)
+
+
+def test_a_score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"return a number. Received: \[1, 2"):
+        loss_plane(three_weights(), POINTS, lambda: [1, 2], verbose=0)
+
+
+def test_without_matplotlib_the_import_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "keras-wavg\[plots\]"'):
+        runpy.run_path(plots.__file__)

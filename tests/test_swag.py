@@ -1,0 +1,214 @@
+"""SWAG's distribution, against its definition in float64."""
+
+import keras
+import models
+import numpy
+import pytest
+import reference
+from models import BATCH, Samples, compiled, data, equal
+
+from keras_wavg import SWAG
+
+X, Y = data(6)
+
+
+def fit(model, *callbacks, epochs=6, **options):
+    options = {"batch_size": BATCH, "verbose": 0} | options
+    return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
+
+
+def trained(build=models.dense, **options):
+    model, swag, samples = compiled(build()), SWAG(**options), Samples()
+    fit(model, samples, swag)
+    swag.restore()
+    return model, swag, samples.weights[5::6]
+
+
+def test_moments_are_those_of_the_samples():
+    _, swag, samples = trained(rank=4)
+    _, variance, deviations = reference.swag_moments(samples, rank=4)
+    kept = swag._shadow.averages.kept()
+    received = [squares / 6 for squares in kept["squares"]]
+    scale = max(v.max() for v in variance)
+    for got, expected in zip(received, variance, strict=True):
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-5 * scale)
+    assert len(kept) == 5
+    for n, expected in enumerate(deviations):
+        received = kept[f"deviation_{n}"]
+        assert reference.relative_error(received, expected) < 1e-6
+
+
+def test_the_variance_of_weights_that_hardly_move_is_not_lost():
+    """E[w**2] - E[w]**2 in float32 would be rounding errors, or negative."""
+    model, swag = compiled(models.dense()), SWAG(rank=2)
+    swag.set_model(model)
+    walk = [
+        [numpy.float32(100 + 1e-3 * n) * numpy.ones_like(w) for w in weights]
+        for n, weights in enumerate([model.get_weights()] * 5)
+    ]
+    for weights in walk:
+        model.set_weights(weights)
+        swag.update()
+    expected = numpy.var([w[0].astype("float64") for w in walk], axis=0)
+    received = swag._shadow.averages.kept()["squares"][0] / 5
+    assert received == pytest.approx(expected, rel=0.02)
+
+
+def flat(weights):
+    return numpy.concatenate([w.ravel() for w in weights]).astype("float64")
+
+
+def sampled(model, swag, count, scale):
+    found = []
+    for seed in range(count):
+        with swag.sample(scale, seed=seed):
+            found.append(flat(model.get_weights()))
+    return numpy.array(found)
+
+
+def covariance(samples, rank):
+    _, variance, deviations = reference.swag_moments(samples, rank)
+    low = numpy.array([flat(d) for d in deviations])
+    diagonal = numpy.diag(numpy.maximum(flat(variance), 0))
+    return diagonal + low.T @ low / (rank - 1)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_samples_have_the_mean_and_the_covariance_of_the_paper(scale):
+    """Whitened, they are standard normal: about 95 % within the quantile."""
+    model, swag, samples = trained(rank=3)
+    found = sampled(model, swag, 600, scale)
+    centred = found - flat(reference.mean(samples))
+    expected = scale * covariance(samples, 3)
+    distances = numpy.einsum(
+        "si,ij,sj->s", centred, numpy.linalg.inv(expected), centred
+    )
+    # The mean and the spread of a chi-squared of as many degrees of freedom.
+    degrees = centred.shape[1]
+    assert distances.mean() == pytest.approx(degrees, rel=0.03)
+    assert distances.std() == pytest.approx((2 * degrees) ** 0.5, rel=0.15)
+    received = centred.T @ centred / len(centred)
+    scatter = numpy.linalg.norm(received - expected)
+    assert scatter < 0.25 * numpy.linalg.norm(expected)
+
+
+def test_a_scale_of_zero_is_the_mean():
+    model, swag, _ = trained(rank=2)
+    with swag.sample(0, seed=0):
+        assert equal(model.get_weights(), swag.get_weights())
+
+
+def test_a_seed_gives_the_same_sample_and_another_another():
+    model, swag, _ = trained(rank=2)
+    draws = []
+    for seed in (1, 1, 2, None, None):
+        with swag.sample(seed=seed):
+            draws.append(model.get_weights())
+    assert equal(draws[0], draws[1])
+    assert not equal(draws[0], draws[2])
+    assert not equal(draws[3], draws[4])
+
+
+@pytest.mark.parametrize("holds_mean", [True, False])
+def test_afterwards_the_model_holds_what_it_held_before(holds_mean):
+    model, swag, _ = trained(models.batch_norm, rank=2, bn_data=X)
+    if holds_mean:
+        swag.apply()
+    before = model.get_weights()
+
+    def break_off():
+        with swag.sample(seed=0):
+            assert not equal(model.get_weights(), before)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert equal(model.get_weights(), before)
+    swag.predict(X, samples=2, verbose=0)
+    assert equal(model.get_weights(), before)
+    assert swag._shadow.is_held() is holds_mean
+    fit(model, swag, epochs=1)
+
+
+def test_moving_statistics_have_no_noise():
+    model, swag, _ = trained(models.batch_norm, rank=2)
+    mean = swag.get_weights()
+    with swag.sample(seed=0):
+        held = model.get_weights()
+    for variable, got, expected in zip(model.weights, held, mean, strict=True):
+        assert equal([got], [expected]) is not variable.trainable
+
+
+def test_with_data_statistics_are_those_of_each_sample():
+    _, swag, _ = trained(models.batch_norm, rank=2, bn_data=X)
+    model, found = swag.model, []
+    for seed in (0, 1):
+        with swag.sample(seed=seed):
+            layer = model.layers[1]
+            found.append(keras.ops.convert_to_numpy(layer.moving_mean.value))
+            hidden = keras.Model(model.inputs, model.layers[0].output)
+            expected = hidden.predict(X, verbose=0).mean(axis=0)
+        assert found[-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert not equal(found[:1], found[1:])
+
+
+def test_predictions_are_the_mean_of_those_of_the_samples():
+    model, swag, _ = trained(rank=2)
+    received = swag.predict(X, samples=3, seed=5, verbose=0)
+    assert received.dtype == "float32"
+    single = []
+    for seed in numpy.random.SeedSequence(5).spawn(3):
+        with swag.sample(seed=seed):
+            single.append(model.predict(X, verbose=0))
+    assert received == pytest.approx(numpy.mean(single, axis=0), abs=1e-6)
+    assert not numpy.allclose(single[0], single[1])
+
+
+def test_predictions_keep_the_structure_of_the_outputs():
+    inputs = keras.Input((4,))
+    outputs = {"a": keras.layers.Dense(1)(inputs), "b": [inputs * 2]}
+    model, swag = keras.Model(inputs, outputs), SWAG(rank=2)
+    swag.set_model(model)
+    for _ in range(2):
+        swag.update()
+    received = swag.predict(X, samples=2, verbose=0)
+    expected = model.predict(X, verbose=0)
+    assert received["a"].shape == expected["a"].shape
+    assert received["b"][0] == pytest.approx(expected["b"][0])
+
+
+def test_a_progress_bar_counts_the_samples(capsys):
+    _, swag, _ = trained(rank=2)
+    swag.predict(X, samples=3)
+    assert "3/3" in capsys.readouterr().out
+    swag.predict(X, samples=3, verbose=0)
+    assert not capsys.readouterr().out
+
+
+def test_a_rank_above_the_number_of_samples_is_refused():
+    model, swag, _ = trained(rank=7)
+    before = model.get_weights()
+    message = r"`rank` must not be .* Received: rank=7, with 6 samples"
+    with pytest.raises(ValueError, match=message), swag.sample():
+        pass
+    with pytest.raises(ValueError, match=message):
+        swag.predict(X, verbose=0)
+    assert equal(model.get_weights(), before)
+
+
+@pytest.mark.parametrize("scale", [-1, float("nan"), "1"])
+def test_a_bad_scale_is_refused(scale):
+    _, swag, _ = trained(rank=2)
+    with pytest.raises(ValueError, match=r"`scale` must"), swag.sample(scale):
+        pass
+
+
+def test_a_bad_number_of_samples_is_refused():
+    _, swag, _ = trained(rank=2)
+    with pytest.raises(ValueError, match="`samples` must be an integer >= 1"):
+        swag.predict(X, samples=0)
+
+
+def test_without_a_model_there_is_nothing_to_sample():
+    with pytest.raises(ValueError, match="needs a model"):
+        SWAG().predict(X)
