@@ -11,7 +11,7 @@ import keras
 import numpy
 from keras import ops
 
-from keras_wavg import backend
+from keras_wavg.backend import attach_weights, randomness_kept
 
 
 def update_bn(
@@ -148,9 +148,10 @@ class Measurement:
 
     def _run(self, **data: Any) -> list[numpy.ndarray]:
         """An array `(calls, 4, channels)` of each layer."""
-        backend.attach_weights(self._model)
+        attach_weights(self._model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._strategy_scope())
+            stack.enter_context(randomness_kept())
             for layer in self._layers:
                 call = _observed(layer, self._seen)
                 stack.enter_context(_lent(layer, call=call))

@@ -12,7 +12,7 @@ import reference
 import torch
 import torch.distributed
 
-from keras_wavg import EMA
+from keras_wavg import EMA, LAWA, SWA, SWAG, update_bn
 
 
 def build():
@@ -20,7 +20,10 @@ def build():
     return model, torch.nn.parallel.DistributedDataParallel(model)
 
 
-def train(model, parallel, ema, rank, steps=6):
+RIDERS = {"swa": SWA, "lawa": LAWA, "swag": SWAG}
+
+
+def train(model, parallel, ema, rank, steps=6, riders=()):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     x, y = (torch.tensor(a[rank::2]) for a in models.data(steps))
     samples = []
@@ -30,7 +33,8 @@ def train(model, parallel, ema, rank, steps=6):
         loss = (parallel(x[batch], training=True) - y[batch]).square().mean()
         loss.backward()
         optimizer.step()
-        ema.update()
+        for average in (ema, *riders):
+            average.update()
         samples.append(model.get_weights())
     return samples
 
@@ -42,9 +46,15 @@ def main(rank, folder):
     model, parallel = build()
     ema = EMA(0.9)
     ema.set_model(parallel)
-    samples = train(model, parallel, ema, rank)
+    riders = [method(every_steps=2) for method in RIDERS.values()]
+    for rider in riders:
+        rider.set_model(parallel)
+    samples = train(model, parallel, ema, rank, riders=riders)
     averages = ema.get_weights()
     expected = reference.ema(samples, 0.9)
+    mean = reference.mean(samples[1::2])
+    with riders[0].applied():
+        update_bn(model, models.data(6)[0], verbose=0)
 
     file = folder / f"{rank}.weights.h5"
     model.save_weights(file)
@@ -57,6 +67,10 @@ def main(rank, folder):
 
     report = {
         "error": reference.relative_error(averages, expected),
+        "means": [
+            reference.relative_error(rider.get_weights(), mean)
+            for rider in riders
+        ],
         "resumed": models.equal(again.get_weights(), ema.get_weights()),
         "averages": {
             weight.path: average.tolist()

@@ -14,7 +14,7 @@ import reference
 from models import compiled, equal
 from models import fit_and_validate as fit
 
-from keras_wavg import EMA
+from keras_wavg import EMA, FGE, LAWA, SWA, SWAG
 
 backend = keras.config.backend()
 on_jax = pytest.mark.skipif(backend != "jax", reason="how JAX distributes")
@@ -25,6 +25,14 @@ on_torch = pytest.mark.skipif(
     backend != "torch", reason="how torch distributes"
 )
 SCRIPT = Path(__file__).with_name("replica.py")
+X = models.data(6)[0]
+METHODS = {
+    "SWA": lambda: SWA(every_steps=3),
+    "SWA with data": lambda: SWA(bn_data=X),
+    "LAWA": lambda: LAWA(2, every_steps=3),
+    "SWAG": lambda: SWAG(rank=2),
+    "FGE": lambda: FGE(4),
+}
 OPTIONS = [{}, {"bias_correction": False}, {"every": 3}, {"device": "cpu"}]
 
 
@@ -105,6 +113,31 @@ def test_averages_are_sharded_as_their_weights_are(distributed, options):
         assert len(array.devices()) == 8
     split = [v for v, _ in arrays_of(ema) if "model" in v.value.sharding.spec]
     assert len(split) == (6 if distributed is model_parallel else 0)
+
+
+@on_jax
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sharded_run_of_each_method_goes_on_from_its_file(
+    distributed, method, tmp_path
+):
+    model, average, samples = wide(), METHODS[method](), models.Samples()
+    fit(model, samples, average)
+    if method in {"SWAG", "FGE"}:
+        average.predict(X, verbose=0)
+    assert_laid_out_as(model, wide())
+    model.save_weights(tmp_path / "a.weights.h5")
+    other, again = wide(), METHODS[method]()
+    other.optimizer.build(other.trainable_variables)
+    again.set_model(other)
+    other.load_weights(tmp_path / "a.weights.h5")
+    assert_same_now_and_later(model, average, other, again)
+    assert_laid_out_as(other, wide())
+
+
+def assert_laid_out_as(model, other):
+    for one, two in zip(model.weights, other.weights, strict=True):
+        first, second = one.value.sharding, two.value.sharding
+        assert first.is_equivalent_to(second, len(one.shape))
 
 
 @on_jax
@@ -230,6 +263,26 @@ def test_mirrored_averages_are_as_defined(options):
 
 
 @on_tensorflow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_mirrored_run_of_each_method_goes_on_from_its_file(method, tmp_path):
+    _, model = mirrored()
+    average, samples = METHODS[method](), models.Samples()
+    fit(model, samples, average)
+    if method in {"SWAG", "FGE"}:
+        average.predict(X, verbose=0)
+    else:
+        assert equal(*replicas(model))
+    model.save_weights(tmp_path / "a.weights.h5")
+    strategy, other = mirrored()
+    with strategy.scope():
+        other.optimizer.build(other.trainable_variables)
+    again = METHODS[method]()
+    again.set_model(other)
+    other.load_weights(tmp_path / "a.weights.h5")
+    assert_same_now_and_later(model, average, other, again)
+
+
+@on_tensorflow
 def test_each_replica_has_moving_statistics_of_its_own_between_swaps():
     """The average is of the first replica's, as Keras' own files are."""
     _, model = mirrored()
@@ -282,6 +335,7 @@ def test_each_rank_averages_its_own_and_all_end_equal(tmp_path):
     ends = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
     for end in ends:
         assert end["error"] < 1e-6
+        assert max(end["means"]) < 1e-6
         assert end["resumed"]
     first, second = (end["averages"] for end in ends)
     assert first.keys() == second.keys()

@@ -15,6 +15,7 @@ they and, while an average is in the model, the raw weights live in host memory,
 and an accelerator holds nothing of ours between updates.
 """
 
+import contextlib
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,10 @@ def averages_class() -> Any:
     Raises:
         NotImplementedError: If the backend is none of the three.
     """
+    return _module().Averages
+
+
+def _module() -> Any:
     backend = keras.config.backend()
     if backend not in {"jax", "tensorflow", "torch"}:
         raise NotImplementedError(
@@ -40,7 +45,7 @@ def averages_class() -> Any:
             f"backends. Received: keras.config.backend()={backend!r}. Set the "
             "environment variable `KERAS_BACKEND` before Keras is imported."
         )
-    return importlib.import_module(f"{__name__}.{backend}").Averages
+    return importlib.import_module(f"{__name__}.{backend}")
 
 
 def averages_of(
@@ -58,6 +63,11 @@ def averages_of(
         An `Averages`.
     """
     return averages_class()(variables, schedule, start, device)
+
+
+def randomness_kept() -> contextlib.AbstractContextManager[Any]:
+    """Context that leaves the backend's random numbers as they were."""
+    return getattr(_module(), "randomness_kept", contextlib.nullcontext)()
 
 
 def attach_weights(model: Any) -> None:

@@ -127,6 +127,15 @@ class Averages:
         _lerp(self._averages, samples, coefficient, take)
 
 
+def randomness_kept() -> Any:
+    """Context that gives the state of the host's generator back.
+
+    Each `DataLoader` draws a seed from it, so that reading data changes what
+    `Dropout` and shuffling do next.
+    """
+    return torch.random.fork_rng(devices=[])
+
+
 def _all_finite(tensors: list[torch.Tensor]) -> torch.Tensor:
     # A norm is finite only if each element is (and below 1e19 in float32).
     norms = torch._foreach_norm(tensors, 2)
