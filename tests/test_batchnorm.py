@@ -808,7 +808,7 @@ def test_an_interrupt_leaves_the_model_as_it_was(where, monkeypatch):
     before = state(model)
     target = normalizations(model)[1].moving_variance
     if where != "assign":
-        target = batchnorm._AtLeast
+        target = batchnorm.measurement._AtLeast
     original = getattr(target, where)
 
     def interrupt(*_, **__):

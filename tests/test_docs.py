@@ -33,7 +33,7 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     [
         "schedules",
         "learning_rates",
-        "batchnorm",
+        "batchnorm.measurement",
         "callbacks.ema",
         "callbacks.swa",
         "callbacks.lawa",

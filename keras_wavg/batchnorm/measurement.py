@@ -1,10 +1,8 @@
-"""Moving statistics of `BatchNormalization`, measured for given weights."""
+"""One pass over data, and new moving statistics at the end of it."""
 
 import contextlib
 import operator
-import threading
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -12,6 +10,8 @@ import numpy
 from keras import ops
 
 from keras_wavg.backend import attach_weights, randomness_kept
+from keras_wavg.batchnorm.moments import combination
+from keras_wavg.batchnorm.probe import Probe, watched
 
 
 def update_bn(
@@ -102,9 +102,8 @@ class Measurement:
         self._layers = _trainable_normalizations(model)
         self._what = _identity(model)
         self._model = model
-        self._seen = _Seen()
         with self._strategy_scope():
-            self._probe = _Probe(model, self._layers, self._seen)
+            self._probe = Probe(model, self._layers)
 
     def is_of(self, model: Any) -> bool:
         """Whether it is this model, frozen and compiled as it was then."""
@@ -129,7 +128,7 @@ class Measurement:
         verbose: Any = "auto",
     ) -> None:
         """Measure. See `update_bn`."""
-        combine = _combination(variance)
+        combine = combination(variance)
         measured = self._run(
             x=_inputs(data),
             batch_size=batch_size,
@@ -152,9 +151,7 @@ class Measurement:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._strategy_scope())
             stack.enter_context(randomness_kept())
-            for layer in self._layers:
-                call = _observed(layer, self._seen)
-                stack.enter_context(_lent(layer, call=call))
+            stack.enter_context(watched(self._layers, self._probe))
             # Keras warns of any end of data whose length it did not know.
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "Your input ran out of data")
@@ -212,24 +209,10 @@ def _identity(model: Any) -> list[Any]:
     ]
 
 
-_Moments = tuple[numpy.ndarray, numpy.ndarray]
-
-
 def _inputs(data: Any) -> Any:
     if isinstance(data, tuple):
         return keras.utils.unpack_x_y_sample_weight(data)[0]
     return data
-
-
-def _combination(variance: Any) -> Callable[[Any, numpy.ndarray], _Moments]:
-    if variance == "population":
-        return _population
-    if variance == "batch_mean":
-        return _batch_mean
-    raise ValueError(
-        "`variance` must be 'population' or 'batch_mean'. "
-        f"Received: variance={variance!r}"
-    )
 
 
 def _least(steps: Any) -> int:
@@ -243,121 +226,6 @@ def _least(steps: Any) -> int:
             f"Received: steps={steps!r}"
         )
     return batches
-
-
-class _Seen(threading.local):
-    """Statistics by layer. One batch a thread: TensorFlow's replicas are."""
-
-    def __init__(self) -> None:
-        self.of: dict[int, list[Any]] = {}
-
-
-class _Probe(keras.Model):
-    """Maps a batch to the statistics that layers of a model see of it.
-
-    A model for the sake of its `predict`: that takes any data, compiles,
-    distributes, shows the progress, and concatenates.
-    """
-
-    def __init__(self, model: Any, layers: list[Any], seen: _Seen) -> None:
-        super().__init__(name="probe", dtype="float32", autocast=False)
-        self.probed = model
-        self.seen = seen
-        self.channels = {id(v): v.moving_mean.shape[0] for v in layers}
-        self.running = ""
-        self.built = True
-        if model.compiled:
-            self.run_eagerly = model.run_eagerly
-            if not model.jit_compile:
-                self.jit_compile = False
-
-    def call(self, inputs: Any) -> list[Any]:
-        self.running = str(keras.tree.map_structure(_shape, inputs))
-        self.seen.of = {layer: [] for layer in self.channels}
-        self.probed(inputs, training=False)
-        self.running = ""
-        return [
-            ops.stack(statistics)
-            if (statistics := self.seen.of[layer])
-            else ops.zeros((0, 4, channels))
-            for layer, channels in self.channels.items()
-        ]
-
-    def _get_jax_state(self, **kinds: Any) -> Any:
-        # JAX donates the state of a model to each batch. With a copy, the
-        # weights stay where they are, whatever happens.
-        kinds["purge_model_variables"] = False
-        state = super()._get_jax_state(**kinds)
-        return keras.tree.map_structure(ops.copy, state)
-
-    def jax_state_sync(self) -> None:
-        """Leave the weights as they are."""
-
-
-def _shape(array: Any) -> Any:
-    return tuple(getattr(array, "shape", ()))
-
-
-def _observed(layer: Any, seen: _Seen) -> Callable[..., Any]:
-    """The layer's `call`, by the statistics of the batch, which are noted."""
-    call = layer.call
-
-    def observed(inputs: Any, *_: Any, mask: Any = None, **__: Any) -> Any:
-        statistics = _statistics(layer, inputs, mask)
-        seen.of[id(layer)].append(statistics)
-        mean, _, variance, _ = ops.unstack(statistics)
-        if getattr(layer, "synchronized", False):
-            mean, variance = layer._moments(ops.cast(inputs, mean.dtype), mask)
-        # In inference the layer normalizes by its moving statistics. So no
-        # variable needs to be assigned, and renormalization has no say.
-        with _lent(layer, moving_mean=mean, moving_variance=variance):
-            return call(inputs, training=False, mask=mask)
-
-    return observed
-
-
-@contextlib.contextmanager
-def _lent(layer: Any, **attributes: Any) -> Iterator[None]:
-    """Context in which a layer has other attributes, untracked by Keras."""
-    own = vars(layer)
-    before = {name: own[name] for name in attributes.keys() & own.keys()}
-    own.update(attributes)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            del own[name]
-        own.update(before)
-
-
-def _statistics(layer: Any, inputs: Any, mask: Any) -> Any:
-    """Mean, its rounding error, biased variance and count of each channel."""
-    dtype = keras.backend.result_type(inputs.dtype, "float32")
-    inputs = ops.cast(inputs, dtype)
-    kept = ops.ones_like(inputs, dtype="bool")
-    if mask is not None:
-        kept = ops.logical_and(kept, ops.expand_dims(mask, -1))
-    axes = layer._reduction_axes
-    count = ops.cast(_sum(ops.cast(kept, "int32"), axes), dtype)
-
-    def average(values: Any) -> Any:
-        total = _sum(ops.where(kept, values, 0), axes)
-        return total / ops.maximum(count, 1)
-
-    mean = average(inputs)
-    rest = average(inputs - mean)
-    variance = average(ops.square(inputs - mean)) - ops.square(rest)
-    variance = ops.maximum(variance, 0)
-    rows = (mean, rest, variance, count)
-    return ops.stack([ops.reshape(row, (-1,)) for row in rows])
-
-
-def _sum(values: Any, axes: list[int]) -> Any:
-    # Axis by axis: TensorFlow adds one number after the other, and a long sum
-    # of images loses half of the digits.
-    for axis in axes:
-        values = ops.sum(values, axis, keepdims=True)
-    return values
 
 
 class _AtLeast(keras.callbacks.Callback):
@@ -380,40 +248,6 @@ class _AtLeast(keras.callbacks.Callback):
                 f"`data` must have at least {wanted}. "
                 f"Received: {self.seen} batches"
             )
-
-
-def _population(layer: Any, rows: numpy.ndarray) -> _Moments:
-    means, variances, counts = _used(layer, rows)
-    shares = counts / counts.sum(axis=0)
-    mean = (shares * means).sum(axis=0)
-    # The law of total variance: within the batches, and between them.
-    return mean, (shares * (variances + (means - mean) ** 2)).sum(axis=0)
-
-
-def _batch_mean(layer: Any, rows: numpy.ndarray) -> _Moments:
-    means, variances, counts = _used(layer, rows)
-    if counts.min() == 1:
-        raise ValueError(
-            "`variance='batch_mean'` needs two or more elements of each "
-            "channel in each batch, for its unbiased variance. Received: one, "
-            f"in layer '{layer.path}'"
-        )
-    unbiased = variances * counts / (counts - 1)
-    return means.mean(axis=0), unbiased.mean(axis=0)
-
-
-def _used(layer: Any, rows: numpy.ndarray) -> list[numpy.ndarray]:
-    """Means, variances and counts, each `(calls, channels)`."""
-    # A replica may get no sample of the last batch, and masks may hide all.
-    used = rows[(rows[:, -1] > 0).all(axis=1)].astype("float64")
-    if not len(used):
-        raise ValueError(
-            f"The layer '{layer.path}' was never updated: no element of "
-            "`data` reaches it in `model(inputs)`. Freeze it, "
-            "`layer.trainable = False`, to keep its statistics."
-        )
-    means, rests, variances, counts = used.transpose(1, 0, 2)
-    return [means + rests, variances, counts]
 
 
 def _assignments(
