@@ -33,6 +33,7 @@ class RunningAverage:
         self._in_batch = False
         self._in_epoch = False
         self._ended_early = False
+        self._overwritings = 0
         self.shadow: Shadow | None = None
         self.clock = StepClock()
         self.epochs = 0
@@ -82,19 +83,19 @@ class RunningAverage:
     def end_batch(self) -> None:
         """Count the steps of the batch, and update the average if it is due."""
         self._in_batch = False
-        if not self._ended_early:
-            # At an epoch's last batch another average may be in already.
-            with raw_weights(self.model):
-                self._after_steps(self.clock.end_batches())
-        if self.clock.epoch_is_over:
-            self.end_epoch()
+        if self._ended_early:
+            return
+        # At an epoch's last batch another average may be in already.
+        with raw_weights(self.model):
+            self._after_steps(self.clock.end_batches())
+            if self.clock.epoch_is_over:
+                self._after_epoch()
 
     def end_epoch(self) -> None:
         """Count the epoch, once, and update the average if it is due."""
         if self._in_epoch:
-            self._in_epoch = False
             with raw_weights(self.model):
-                self._count(epochs=1)
+                self._after_epoch()
 
     def end_epoch_before_validation(self) -> None:
         """Count the epoch, unless somebody evaluates in its midst."""
@@ -128,7 +129,7 @@ class RunningAverage:
 
     def save(self) -> dict[str, Any]:
         """All that it takes to go on from here, as a flat dict of arrays."""
-        self._catch_up()
+        overwritten = self._catch_up()
         shadow, counters = self.shadow, Counters(self._sampling.start, 0, 0)
         averages: Mapping[int, Any] = {}
         raw: Mapping[int, Any] = {}
@@ -145,6 +146,7 @@ class RunningAverage:
             **counters._asdict(),
             begun=int(begun),
             place=place,
+            overwritten=int(overwritten),
         )
         return State(counts, averages, raw, kept).to_dict()
 
@@ -194,16 +196,22 @@ class RunningAverage:
         self._pending = state.counts.pending
         if state.counts.begun:
             self._current_shadow().load(state)
+        if self.shadow is not None and state.counts.overwritten:
+            self.shadow.overwrite()
 
-    def _catch_up(self) -> None:
+    def _catch_up(self) -> bool:
         # Keras tells one callback after the other that a batch, or an epoch,
         # has ended, and one listed before ours may save the model right then:
-        # its weights are ahead of the average.
+        # its weights are ahead of the average. They are in the file already,
+        # so if they are overwritten now, that is to be done again after
+        # loading.
+        before = self._overwritings
         if self._in_batch and _called_in("on_train_batch_end"):
             self.end_batch()
             self._ended_early = True
         if _called_in("on_epoch_end"):
             self.end_epoch()
+        return self._overwritings > before
 
     # Updates
 
@@ -218,8 +226,15 @@ class RunningAverage:
         if self.clock.now <= self._sampling.start:
             self.begin_if_due()
         self._count(steps=steps)
-        if self._is_overwriting_due(steps) and self.shadow is not None:
-            self.shadow.overwrite()
+        shadow = self.shadow
+        if shadow is not None and self._is_overwriting_due(steps):
+            self._overwritings += 1
+            shadow.overwrite()
+
+    def _after_epoch(self) -> None:
+        if self._in_epoch:
+            self._in_epoch = False
+            self._count(epochs=1)
 
     def _count(self, *, steps: int = 0, epochs: int = 0) -> None:
         self.epochs += epochs

@@ -40,6 +40,8 @@ class Counts:
         begun: Whether there are averages, 0 or 1.
         place: 0 while the average is out of the model, else its place, counted
             from 1, among the averages in it.
+        overwritten: Whether the trained weights became the average, 0 or 1,
+            while those from before were being saved.
     """
 
     version: int
@@ -51,6 +53,7 @@ class Counts:
     skipped: int
     begun: int
     place: int
+    overwritten: int
 
 
 @dataclass(frozen=True)

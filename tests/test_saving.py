@@ -263,7 +263,16 @@ def generated():
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize(
-    "options", ["every", "textbook", "SWA", "LAWA", "SWAG by steps", "FGE"]
+    "options",
+    [
+        "every",
+        "textbook",
+        "written back",
+        "SWA",
+        "LAWA",
+        "SWAG by steps",
+        "FGE",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*made no average")
 def test_the_order_of_the_callbacks_does_not_matter_to_a_file(
