@@ -135,9 +135,12 @@ def calibration_error(
     return float(numpy.abs(gaps).sum() / len(labels))
 
 
-def scores(predict: Any, training: Data, test: Data) -> list[float]:
+def scores(model: Any, training: Data, test: Data) -> list[float]:
     """Training loss, then test loss, accuracy in % and calibration error."""
-    seen, unseen = predict(training[0]), predict(test[0])
+    seen, unseen = (
+        model.predict(x, batch_size=500, verbose=0)
+        for x in (training[0], test[0])
+    )
     accuracy = 100 * float((unseen.argmax(axis=1) == test[1]).mean())
     return [
         loss_of(seen, training[1]),
@@ -173,26 +176,21 @@ def run(seed: int, training: Data, test: Data, epochs: int) -> tuple[Any, Any]:
     fge = FGE(cycle)
     cyclic = train(start, triangle, training, epochs - half, fge)
 
-    def predict(model: Any) -> Any:
-        return lambda x: model.predict(x, batch_size=500, verbose=0)
-
-    table = {
-        "SGD": scores(predict(sgd), training, test),
-        "SWA": scores(predict(averaged), training, test),
-        "last weights of SWA's run": None,
-        "FGE": scores(
-            lambda x: fge.predict(x, batch_size=500, verbose=0), training, test
-        ),
+    weights = {
+        "SGD": sgd.get_weights(),
+        "SWA": averaged.get_weights(),
+        "half-trained": start,
     }
+    table = {
+        "SGD": scores(sgd, training, test),
+        "SWA": scores(averaged, training, test),
+    }
+    swa.restore()
+    table["SWA's run, not averaged"] = scores(averaged, training, test)
+    table["FGE"] = scores(fge, training, test)
     with fge.applied():
         update_bn(cyclic, training[0], batch_size=500, verbose=0)
-        table["SWA of FGE's members"] = scores(predict(cyclic), training, test)
-    weights = {"SGD": sgd.get_weights(), "SWA": averaged.get_weights()}
-    swa.restore()
-    table["last weights of SWA's run"] = scores(
-        predict(averaged), training, test
-    )
-    weights["half-trained"] = start
+        table["FGE's run, SWA of the members"] = scores(cyclic, training, test)
     return table, weights
 
 
@@ -207,7 +205,7 @@ def draw(
 ) -> None:
     """Training loss and test error on the plane through three points."""
     model = build_model()
-    some = 4 * BATCH * 4
+    some = 16 * BATCH
     x, y = training[0][:some], training[1][:some]
 
     def predicted(data: numpy.ndarray) -> numpy.ndarray:
@@ -236,6 +234,23 @@ def draw(
 
 
 # %%
+def print_table(tables: list[dict[str, list[float]]]) -> None:
+    """Mean and standard deviation of each score over the seeds."""
+    print(f"backend: {keras.config.backend()}; mean ± standard deviation")
+    names = ["training loss", "test loss", "test accuracy %", "calibration"]
+    print(" | ".join([f"{'':29}", *(f"{name:15}" for name in names)]))
+    for method in tables[0]:
+        found = numpy.array([table[method] for table in tables])
+        cells = [
+            f"{mean:.{digits}f} ± {spread:.{digits}f}"
+            for mean, spread, digits in zip(
+                found.mean(0), found.std(0), (4, 4, 2, 4), strict=True
+            )
+        ]
+        print(" | ".join([f"{method:29}", *(f"{cell:15}" for cell in cells)]))
+
+
+# %%
 def main() -> None:
     """Train for each seed, print the table, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -254,16 +269,7 @@ def main() -> None:
         runs.append(run(seed, training, test, options.epochs))
         print(f"seed {seed} done", flush=True)
 
-    names = ["training loss", "test loss", "test accuracy %", "calibration"]
-    print(f"backend: {keras.config.backend()}; mean ± standard deviation")
-    print(" | ".join(["", *names, ""]).strip())
-    for method in runs[0][0]:
-        found = numpy.array([table[method] for table, _ in runs])
-        cells = [
-            f"{mean:.4f} ± {spread:.4f}"
-            for mean, spread in zip(found.mean(0), found.std(0), strict=True)
-        ]
-        print(" | ".join([method, *cells]))
+    print_table([table for table, _ in runs])
     if options.figure:
         draw(runs[0][1], training, test, options.figure, options.grid)
 

@@ -972,7 +972,13 @@ def test_replicas_measure_what_one_device_measures(synchronized):
             ]
         )
 
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    # TensorFlow numbers collective operations anew for each strategy of a
+    # process, and would take those of another model for its own.
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+    with strategy.scope():
         model = build()
     # The last batch has one sample: a replica gets none.
     alone = build()

@@ -65,7 +65,8 @@ def test_logged_metric_file_and_restored_model_are_the_same_weights(
         validation_data=(X_VAL, Y_VAL),
     ).history["val_loss"]
     best = min(history)
-    assert history.index(best) < len(history) - 1
+    if average == "EMA":  # The mean of all epochs may be best at the end.
+        assert history.index(best) < len(history) - 1
     saved = model_that_overfits()
     saved.load_weights(path)
     assert score(saved) == pytest.approx(best, rel=1e-6)

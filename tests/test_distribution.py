@@ -122,8 +122,8 @@ def test_a_sharded_run_of_each_method_goes_on_from_its_file(
 ):
     model, average, samples = wide(), METHODS[method](), models.Samples()
     fit(model, samples, average)
-    if method in {"SWAG", "FGE"}:
-        average.predict(X, verbose=0)
+    if method == "SWAG":
+        average.predict(X, samples=2, verbose=0)
     assert_laid_out_as(model, wide())
     model.save_weights(tmp_path / "a.weights.h5")
     other, again = wide(), METHODS[method]()
@@ -263,14 +263,14 @@ def test_mirrored_averages_are_as_defined(options):
 
 
 @on_tensorflow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["SWA with data", "SWAG", "FGE"])
 def test_a_mirrored_run_of_each_method_goes_on_from_its_file(method, tmp_path):
     _, model = mirrored()
     average, samples = METHODS[method](), models.Samples()
     fit(model, samples, average)
-    if method in {"SWAG", "FGE"}:
-        average.predict(X, verbose=0)
-    else:
+    if method == "SWAG":
+        average.predict(X, samples=2, verbose=0)
+    if method != "FGE":
         assert equal(*replicas(model))
     model.save_weights(tmp_path / "a.weights.h5")
     strategy, other = mirrored()

@@ -1,9 +1,12 @@
 """The examples run as a user runs them."""
 
+import gzip
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -23,3 +26,45 @@ def test_digits_shows_both_accuracies_and_its_file_scores_what_was_logged():
     logged, scored = (float(line.split()[-1]) for line in lines[-2:])
     assert logged == scored == max(float(average) for _, _, average in epochs)
     assert logged > 0.97
+
+
+def write_fashion_mnist(folder):
+    """Noise in the files of Debian's package, a bright row for each class."""
+    rng = numpy.random.default_rng(0)
+    for part, count in (("train", 256), ("t10k", 64)):
+        labels = rng.integers(0, 10, count).astype("uint8")
+        images = rng.integers(0, 99, (count, 28, 28)).astype("uint8")
+        images[numpy.arange(count), 2 * labels] = 255
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes(4 + 4 * array.ndim)
+            with gzip.open(folder / f"{part}-{name}-ubyte.gz", "wb") as file:
+                file.write(header + array.tobytes())
+
+
+def test_swa_paper_scores_each_method_and_draws_the_plane(tmp_path):
+    write_fashion_mnist(tmp_path)
+    options = [
+        "--images",
+        "256",
+        "--epochs",
+        "4",
+        "--seeds",
+        "2",
+        "--grid",
+        "2",
+    ]
+    paths = ["--data", tmp_path, "--figure", tmp_path / "plane.png"]
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / "swa_paper.py", *options, *paths],
+        env=os.environ | {"MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    rows = [line.split("|") for line in run.stdout.splitlines() if "±" in line]
+    methods = [row[0].strip() for row in rows]
+    assert methods[1:3] == ["SGD", "SWA"]
+    assert len(rows) == 6
+    assert all(len(row) == 5 for row in rows[1:])
+    assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
