@@ -3,6 +3,7 @@
 import numbers
 import operator
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from keras_wavg.plan import Include
@@ -83,6 +84,18 @@ def name(name: Any, default: str) -> str:
             f"Received: name={name!r}"
         )
     return name
+
+
+def repeatable(name: str, data: Any) -> Any:
+    """The argument `name`, data that is gone through several times."""
+    if isinstance(data, Iterator):
+        raise ValueError(  # noqa: TRY004
+            f"`{name}` must be data that can be gone through again and again. "
+            f"Received: {name}={data!r}, an iterator. Pass arrays, a "
+            "`keras.utils.PyDataset`, a `tf.data.Dataset` or a "
+            "`torch.utils.data.DataLoader`."
+        )
+    return data
 
 
 def device(device: Any) -> str | None:

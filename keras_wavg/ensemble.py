@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy
 
+from keras_wavg import arguments
 from keras_wavg.backend import attach_weights
 from keras_wavg.samples.collection import host_copies
 
@@ -44,7 +45,11 @@ def mean_prediction(
 
     Returns:
         NumPy array(s) of the dtype of the predictions.
+
+    Raises:
+        ValueError: If `x` is an iterator, gone after the first prediction.
     """
+    arguments.repeatable("x", x)
     bar = keras.utils.Progbar(
         len(members), verbose=int(verbose in {"auto", 1}), unit_name="member"
     )

@@ -88,6 +88,7 @@ MAY_IMPORT = {
     "ensemble.py": {
         "keras",
         "numpy",
+        "keras_wavg",
         "keras_wavg.backend",
         "keras_wavg.samples.collection",
     },

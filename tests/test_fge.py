@@ -175,6 +175,13 @@ def test_a_prediction_that_fails_leaves_the_weights():
     fit(model, fge, epochs=1)
 
 
+def test_inputs_that_are_gone_after_one_member_are_refused():
+    model, fge, walk = trained()
+    with pytest.raises(ValueError, match="`x` must be data that can be gone"):
+        fge.predict(iter([X]))
+    assert equal(model.get_weights(), walk[-1])
+
+
 def test_there_is_no_member_before_the_first_minimum():
     fge = FGE(1000)
     with pytest.warns(UserWarning, match=r"no average.*cycle_steps=1000"):

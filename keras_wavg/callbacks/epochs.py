@@ -1,7 +1,7 @@
 """What the averages of epochs have in common: when, and BatchNormalization."""
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_wavg import arguments
@@ -47,7 +47,7 @@ class EpochAveraging(WeightAveraging, abc.ABC):
         self.every_steps = arguments.integer_or_none(
             "every_steps", every_steps, at_least=1
         )
-        self.bn_data = _repeatable(bn_data)
+        self.bn_data = arguments.repeatable("bn_data", bn_data)
         self._measurement: Measurement | None = None
         own_name = type(self).__name__.lower()
         plan = Plan(
@@ -88,13 +88,16 @@ class EpochAveraging(WeightAveraging, abc.ABC):
 
     def _measure(self) -> None:
         """Measure the moving statistics of the weights in the model."""
+        self._current_measurement().update(self.bn_data, verbose=0)
+
+    def _current_measurement(self) -> Measurement:
         model = self.model
         if self._measurement is None or not self._measurement.is_of(model):
             self._measurement = Measurement(model)
-        self._measurement.update(self.bn_data, verbose=0)
+        return self._measurement
 
     def _measured_variables(self) -> list[Any]:
-        variables = Measurement(self.model).variables
+        variables = self._current_measurement().variables
         averaged = averaged_variables(self.model, self._plan.include)
         missing = {id(v) for v in variables} - {id(v) for v in averaged}
         if missing:
@@ -105,14 +108,3 @@ class EpochAveraging(WeightAveraging, abc.ABC):
                 f"{[v.path for v in variables if id(v) in missing]}"
             )
         return variables
-
-
-def _repeatable(bn_data: Any) -> Any:
-    if isinstance(bn_data, Iterator):
-        raise ValueError(  # noqa: TRY004
-            "`bn_data` must be data that can be gone through again and again, "
-            "before each evaluation. Received: an iterator, "
-            f"{bn_data!r}. Pass arrays, a `keras.utils.PyDataset`, a "
-            "`tf.data.Dataset` or a `torch.utils.data.DataLoader`."
-        )
-    return bn_data

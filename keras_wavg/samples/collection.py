@@ -83,8 +83,7 @@ class Collection(abc.ABC):
         if not self._average:
             self._average = [numpy.zeros_like(array) for array in sample]
         self._average = [
-            average
-            + (array - average) / average.dtype.type(self.counters.steps)
+            average + (array - average) / self.counters.steps
             for average, array in zip(self._average, sample, strict=True)
         ]
 

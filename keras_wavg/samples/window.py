@@ -40,10 +40,14 @@ class Window(Collection):
         self._samples.append(sample)
         # Not moved along: what is added and taken out again leaves its
         # rounding errors behind.
-        self._average = [
-            numpy.mean(arrays, axis=0, dtype="float64").astype(arrays[0].dtype)
-            for arrays in zip(*self._samples, strict=True)
-        ]
+        self._average = [*map(_mean, zip(*self._samples, strict=True))]
+
+
+def _mean(arrays: Sequence[numpy.ndarray]) -> numpy.ndarray:
+    total = numpy.zeros(arrays[0].shape)
+    for array in arrays:
+        total += array
+    return (total / len(arrays)).astype(arrays[0].dtype)
 
 
 def window_keeps(size: int, samples: int) -> Sequence[str]:

@@ -25,7 +25,6 @@ from bench_ema import DECAY, WeightsOnly, dense_model, epoch, random, report
 
 from keras_wavg import EMA
 from keras_wavg.clock import Reading
-from keras_wavg.schedules import BiasCorrected, ConstantDecay
 from keras_wavg.shadow import Shadow
 
 PASSES = 4
@@ -55,7 +54,7 @@ def main() -> None:
 def bench_update(parameters: int, bandwidth: float, seconds_of: Timer) -> None:
     """One update, all variables float32."""
     model = WeightsOnly(variables=166, parameters=parameters)
-    shadow = Shadow(model, BiasCorrected(ConstantDecay(DECAY)), 0, None)
+    shadow = Shadow(model, EMA(DECAY)._plan)
     steps = iter(range(1, 1_000_000))
 
     def update() -> Any:
