@@ -338,10 +338,10 @@ class Passes:
 
         class Counted(keras.utils.PyDataset):
             def __len__(self):
-                return 2
+                return 4
 
             def __getitem__(self, index):
-                passes.count += index == 1  # TensorFlow peeks at the first.
+                passes.count += index == 3  # Keras peeks at the first ones.
                 return X[index * BATCH : (index + 1) * BATCH]
 
         return Counted()
