@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keras_wavg import plots
     from keras_wavg.batchnorm import update_bn
     from keras_wavg.callbacks.ema import EMA
     from keras_wavg.callbacks.fge import FGE
@@ -33,6 +34,7 @@ __all__ = [
     "CyclicLearningRate",
     "Lookahead",
     "TriangularLearningRate",
+    "plots",
     "update_bn",
 ]
 
@@ -51,6 +53,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return importlib.import_module("keras_wavg.plots")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
