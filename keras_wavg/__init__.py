@@ -1,9 +1,10 @@
 """Weight averaging for Keras 3 on TensorFlow, JAX and torch.
 
     model.fit(x, y, validation_data=(x_val, y_val), callbacks=[EMA(0.999)])
+    average_checkpoints(["8.weights.h5", "9.weights.h5"], "mean.weights.h5")
 
 Importing this package imports neither Keras nor a backend; using a name of it
-does.
+does. Names for saved weights import neither.
 """
 
 import importlib
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
     from keras_wavg.callbacks.lookahead import Lookahead
     from keras_wavg.callbacks.swa import SWA
     from keras_wavg.callbacks.swag import SWAG
+    from keras_wavg.files import coefficients
+    from keras_wavg.files.average import average_checkpoints
+    from keras_wavg.files.inspection import (
+        diff_checkpoints,
+        inspect_checkpoint,
+    )
+    from keras_wavg.files.select import select_checkpoints
     from keras_wavg.learning_rates import (
         AnnealToConstant,
         CyclicLearningRate,
         TriangularLearningRate,
     )
+    from keras_wavg.soup import greedy_soup
 
 __all__ = [
     "EMA",
@@ -34,7 +43,13 @@ __all__ = [
     "CyclicLearningRate",
     "Lookahead",
     "TriangularLearningRate",
+    "average_checkpoints",
+    "coefficients",
+    "diff_checkpoints",
+    "greedy_soup",
+    "inspect_checkpoint",
     "plots",
+    "select_checkpoints",
     "update_bn",
 ]
 
@@ -48,13 +63,22 @@ _HOMES = {
     "CyclicLearningRate": "keras_wavg.learning_rates",
     "Lookahead": "keras_wavg.callbacks.lookahead",
     "TriangularLearningRate": "keras_wavg.learning_rates",
+    "average_checkpoints": "keras_wavg.files.average",
+    "diff_checkpoints": "keras_wavg.files.inspection",
+    "greedy_soup": "keras_wavg.soup",
+    "inspect_checkpoint": "keras_wavg.files.inspection",
+    "select_checkpoints": "keras_wavg.files.select",
     "update_bn": "keras_wavg.batchnorm",
+}
+_MODULES = {
+    "coefficients": "keras_wavg.files.coefficients",
+    "plots": "keras_wavg.plots",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return importlib.import_module("keras_wavg.plots")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

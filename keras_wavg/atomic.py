@@ -11,7 +11,9 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Context that writes a file elsewhere and moves it into place at its end.
 
-    Whatever goes wrong, `path` is what it was.
+    Whatever goes wrong, `path` is what it was. Other files written beside it
+    are its parts, such as the shards of an index: they are moved first. What
+    was at `path` is removed before that, so it never names the wrong parts.
 
     Args:
         path: Where the file is to be. A link stays, its target is replaced.
@@ -27,8 +29,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
         written = Path(folder) / target.name
         yield written
-        _sync(written)
-        written.replace(target)
+        parts = [part for part in Path(folder).iterdir() if part != written]
+        for file in (*parts, written):
+            _sync(file)
+        if parts:
+            target.unlink(missing_ok=True)
+        for file in (*parts, written):
+            file.replace(target.with_name(file.name))
         _sync(target.parent)
 
 

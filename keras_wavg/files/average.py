@@ -1,0 +1,309 @@
+"""The mean of saved weights, streamed from file to file."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy
+
+from keras_wavg import atomic
+from keras_wavg.files.checkpoint import Checkpoint, Opener, suffix_of
+from keras_wavg.files.checksum import checksum, digest
+from keras_wavg.files.coefficients import factors
+from keras_wavg.files.output import Output
+from keras_wavg.files.plan import FilePlan, make_plan
+from keras_wavg.files.report import AverageReport, SourceReport
+from keras_wavg.files.streaming import Block, Progress, for_each
+from keras_wavg.files.summing import Summing
+
+_SHARD_SIZE = 5 << 30  # What Keras has in a shard if nobody says.
+# Above that, each read opens its file for itself: a process may have about a
+# thousand open.
+_MOST_OPEN = 200
+
+Paths = Sequence[str | os.PathLike[str]]
+
+
+def average_checkpoints(
+    paths: Paths,
+    output: str | os.PathLike[str],
+    *,
+    weights: Sequence[float] | None = None,
+    normalize: bool = True,
+    strict: bool = True,
+    overwrite: bool = False,
+    optimizer: str = "drop",
+    progress: Progress | None = None,
+) -> AverageReport:
+    """Average saved weights into a new file.
+
+    Variables are summed in float64, `output = sum(w * x) / sum(w)`, and rounded
+    once to the type that they are stored in, so the order of the files does not
+    matter and the mean of copies is the original, bit for bit. Neither Keras
+    nor the whole of any file is loaded.
+
+    Args:
+        paths: Sequence of files, each a `.weights.h5`, a sharded
+            `.weights.json` or a `.keras`, of models of one architecture.
+        output: The file to write, in any of these formats. A `.keras` file
+            takes its config from the last `.keras` among `paths`.
+        weights: Sequence of floats, one for each of `paths`, or `None` for
+            equal ones. See `keras_wavg.coefficients`. Defaults to `None`.
+        normalize: Boolean, whether `weights` are divided by their sum. Defaults
+            to `True`.
+        strict: Boolean, whether all files must have the same variables. If not,
+            what all share is averaged, and the rest is taken from the last
+            file. Defaults to `True`.
+        overwrite: Boolean, whether an existing file may be replaced. Defaults
+            to `False`.
+        optimizer: `"drop"`, or `"last"` to copy the optimizer's state from the
+            last file. It is never averaged. Defaults to `"drop"`.
+        progress: Function that is called with the bytes done and the bytes in
+            all, or `None`.
+
+    Example:
+
+    >>> import tempfile, keras, keras_wavg
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for epoch in (1, 2):
+    ...         model.save_weights(f"{folder}/{epoch}.weights.h5")
+    ...     report = keras_wavg.average_checkpoints(
+    ...         [f"{folder}/1.weights.h5", f"{folder}/2.weights.h5"],
+    ...         f"{folder}/mean.weights.h5",
+    ...     )
+    ...     model.load_weights(f"{folder}/mean.weights.h5")
+    >>> report.averaged
+    ('layers/dense/vars/0', 'layers/dense/vars/1')
+
+    Returns:
+        An `AverageReport`: what was averaged, copied and dropped, the
+        coefficients, the checksums. The file keeps it, too.
+
+    Raises:
+        ValueError: If an argument is not one of these; if a file is damaged or
+            not as Keras writes it; if variables, or the values of integer ones,
+            differ; if a variable is NaN or infinite. Nothing is written then.
+        FileExistsError: If there is a file and not `overwrite`.
+        OSError: If a file cannot be read or written.
+    """
+    target = Path(output)
+    refuse_output(target, overwrite=overwrite)
+    with planned(
+        paths,
+        weights=weights,
+        normalize=normalize,
+        strict=strict,
+        optimizer=optimizer,
+    ) as plan:
+        return execute(
+            plan, target, strict=strict, overwrite=overwrite, progress=progress
+        )
+
+
+def execute(
+    plan: FilePlan,
+    output: Path,
+    *,
+    strict: bool = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    made_of: Sequence[SourceReport] | None = None,
+) -> AverageReport:
+    """Do what was planned, and write the output, whole or not at all.
+
+    Args:
+        plan: A `FilePlan`.
+        output: `pathlib.Path` of the file to write.
+        strict: See `average_checkpoints`.
+        overwrite: See `average_checkpoints`.
+        progress: See `average_checkpoints`.
+        made_of: Sequence of `SourceReport`s of what the checkpoints were made
+            of themselves, to be named in their place, or `None`.
+
+    Returns:
+        An `AverageReport`.
+
+    Raises:
+        See `average_checkpoints`.
+    """
+    like, shard_size = archive_like(plan, output), _shard_size(plan)
+    with (
+        atomic.replacing(output) as written,
+        Output(written, plan.structure, like, shard_size) as made,
+    ):
+        for name in made.names:
+            refuse_output(output.with_name(name), overwrite=overwrite)
+        summing = Summing(plan, made, strict=strict)
+        for_each(summing.work, summing.arrays, progress)
+        _carry(plan, made)
+        for checkpoint in plan.checkpoints:
+            checkpoint.check_unchanged()
+        report = _report(plan, summing, output, made_of)
+        made.finish(report.provenance())
+    return report
+
+
+@contextlib.contextmanager
+def planned(
+    paths: Paths,
+    *,
+    weights: Sequence[float] | None = None,
+    normalize: bool = True,
+    strict: bool = True,
+    optimizer: str = "drop",
+) -> Iterator[FilePlan]:
+    """Context in which checkpoints are open, and it is decided what to do.
+
+    Args: See `average_checkpoints`.
+
+    Yields:
+        A `FilePlan`.
+
+    Raises:
+        ValueError: If there is nothing that can be done.
+    """
+    given = checked(paths)
+    numbers = factors(weights, len(given), normalize=normalize)
+    if optimizer not in {"drop", "last"}:
+        raise ValueError(
+            "`optimizer` must be 'drop' or 'last'. Received: "
+            f"optimizer={optimizer!r}"
+        )
+    with contextlib.ExitStack() as stack:
+        opener = Opener()
+        checkpoints: list[Checkpoint] = []
+        for path in given:
+            checkpoint = stack.enter_context(opener.open(path))
+            checkpoints.append(checkpoint)
+            if len(checkpoints) > _MOST_OPEN:
+                checkpoint.release()
+        yield make_plan(
+            checkpoints, numbers, strict=strict, optimizer=optimizer
+        )
+
+
+def planned_report(plan: FilePlan, output: Path) -> AverageReport:
+    """What the report will be, without checksums."""
+    archive_like(plan, output)
+    rows = zip(plan.checkpoints, plan.factors.coefficients, strict=True)
+    return AverageReport(
+        output=output,
+        sources=[SourceReport(c.path, share, "") for c, share in rows],
+        averaged=sorted(plan.averaged),
+        copied=dict.fromkeys(plan.compared, "if the same in all")
+        | dict(plan.copied),
+        dropped=dict(plan.dropped),
+        notes=tuple(plan.notes),
+        checksum="",
+    )
+
+
+def refuse_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written."""
+    suffix_of(output, "output")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(
+            f"The folder of `output` must exist. Received: output='{output}'"
+        )
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise FileExistsError(
+            "`output` must not exist, unless `overwrite=True`. Received: "
+            f"output='{output}'"
+        )
+
+
+def checked(paths: Paths) -> list[Path]:
+    """The argument `paths`."""
+    if isinstance(paths, (str, os.PathLike)):
+        raise ValueError(  # noqa: TRY004
+            "`paths` must be a list of checkpoints. Received: "
+            f"paths={paths!r}. See `keras_wavg.select_checkpoints` for those "
+            "in a folder."
+        )
+    given = [Path(path) for path in paths]
+    if not given:
+        raise ValueError(
+            "`paths` must have at least one checkpoint. Received: none"
+        )
+    return given
+
+
+def archive_like(plan: FilePlan, output: Path) -> Path | None:
+    """The `.keras` file whose config a `.keras` output takes, if there is one.
+
+    Raises:
+        ValueError: If it needs one, or if the output is one of the checkpoints.
+    """
+    for checkpoint in plan.checkpoints:
+        if checkpoint.is_at(output):
+            raise ValueError(
+                "`output` must not be one of the checkpoints that are "
+                f"averaged. Received: output='{output}'"
+            )
+    archives = [
+        checkpoint.path
+        for checkpoint in plan.checkpoints
+        if checkpoint.path.name.endswith(".keras")
+    ]
+    if output.name.endswith(".keras") and not archives:
+        raise ValueError(
+            "A `.keras` file has the config of the model, which only another "
+            f"one has. Received: output='{output}' and no `.keras` among "
+            "`paths`. Write a `.weights.h5`, or add one with weight 0."
+        )
+    return archives[-1] if archives else None
+
+
+def _shard_size(plan: FilePlan) -> int:
+    sharded = [
+        source.size
+        for checkpoint in plan.checkpoints
+        if checkpoint.path.name.endswith(".weights.json")
+        for source in checkpoint.sources
+    ]
+    return max(sharded, default=_SHARD_SIZE)
+
+
+def _carry(plan: FilePlan, output: Output) -> None:
+    stored = plan.last.arrays
+    carried = {
+        p: stored[p].array for p in plan.copied if p not in plan.last.weights
+    }
+
+    def copy(block: Block) -> None:
+        data = numpy.empty(block.nbytes, "uint8")
+        stored[block.path].read_into(data.data, block.start)
+        output.slot(block.path).write(data.data, block.start)
+
+    for_each(copy, carried)
+
+
+def _report(
+    plan: FilePlan,
+    summing: Summing,
+    output: Path,
+    made_of: Sequence[SourceReport] | None,
+) -> AverageReport:
+    copied = dict.fromkeys(plan.compared, "the same in all")
+    copied |= dict.fromkeys(summing.differing, "integers that differ")
+    return AverageReport(
+        output=output,
+        sources=tuple(made_of or _source_reports(plan, summing)),
+        averaged=tuple(sorted(plan.averaged)),
+        copied={**copied, **plan.copied},
+        dropped=dict(plan.dropped),
+        notes=tuple(plan.notes),
+        checksum=digest(summing.arrays, summing.output_sums),
+    )
+
+
+def _source_reports(plan: FilePlan, summing: Summing) -> list[SourceReport]:
+    if plan.all_match:
+        checksums = [digest(summing.arrays, s) for s in summing.source_sums]
+    else:  # not all of a file has been read
+        checksums = [checksum(checkpoint) for checkpoint in plan.checkpoints]
+    paths = [checkpoint.path for checkpoint in plan.checkpoints]
+    rows = zip(paths, plan.factors.coefficients, checksums, strict=True)
+    return [SourceReport(*row) for row in rows]

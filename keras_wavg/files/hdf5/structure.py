@@ -1,0 +1,53 @@
+"""What is in a file: groups, arrays and where their bytes are."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from keras_wavg.files.hdf5.datatypes import ITEM_SIZES
+
+Attributes = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array of numbers.
+
+    Args:
+        dtype: String, its name as in Keras.
+        shape: Tuple of integers.
+        offset: Integer, the byte of the file at which it begins.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """How many bytes a number takes."""
+        return ITEM_SIZES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return self.count * self.itemsize
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A tree of groups and arrays, each by its path, such as `a/vars/0`.
+
+    Args:
+        groups: Dict from the path of each group to its attributes. The root,
+            whose path is empty, is one.
+        arrays: Dict from the path of each array to an `Array`.
+    """
+
+    groups: dict[str, Attributes] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)

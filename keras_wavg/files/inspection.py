@@ -1,0 +1,222 @@
+"""What is in a checkpoint, and how far two of them are apart."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from keras_wavg.files import numbers
+from keras_wavg.files.checkpoint import (
+    Checkpoint,
+    Opener,
+    Stored,
+    part_of,
+)
+from keras_wavg.files.checksum import checksum, room_for_sums
+from keras_wavg.files.comparison import mismatches
+from keras_wavg.files.hdf5.structure import Array
+from keras_wavg.files.report import table
+from keras_wavg.files.source import printable
+from keras_wavg.files.streaming import Block, Progress, blocks, for_each
+
+AnyPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a checkpoint. Printed, it is a table.
+
+    Args:
+        path: `pathlib.Path` of the file.
+        arrays: Dict from the path of each variable to its `Array`.
+        provenance: Dict that `average_checkpoints` left in the file, or `None`.
+        checksum: String, of the weights.
+    """
+
+    path: Path
+    arrays: Mapping[str, Array]
+    provenance: Mapping[str, Any] | None
+    checksum: str
+
+    def __str__(self) -> str:
+        rows = [
+            (path, array.dtype, str(array.shape), f"{array.nbytes:,}")
+            for path, array in self.arrays.items()
+        ]
+        lines = [table(("variable", "dtype", "shape", "bytes"), rows)]
+        for part in ("weights", "optimizer", "average"):
+            own = [a for p, a in self.arrays.items() if part_of(p) == part]
+            if own:
+                lines.append(
+                    f"{part}: {len(own)} variables, "
+                    f"{sum(a.count for a in own):,} numbers, "
+                    f"{sum(a.nbytes for a in own):,} bytes"
+                )
+        lines.append(f"checksum of the weights: {self.checksum}")
+        return "\n".join(lines + self._sources())
+
+    def _sources(self) -> list[str]:
+        if self.provenance is None:
+            return []
+        kept = self.provenance["checksum"] == self.checksum
+        rows = [
+            (
+                printable(s["path"]),
+                f"{s['coefficient']:.6g}",
+                s["checksum"][:12],
+            )
+            for s in self.provenance["sources"]
+        ]
+        header = ("averaged from", "coefficient", "checksum")
+        state = "unchanged since" if kept else "CHANGED SINCE"
+        return [table(header, rows), f"weights: {state}"]
+
+
+def inspect_checkpoint(
+    path: AnyPath, progress: Progress | None = None
+) -> Inspection:
+    """Look what is in a checkpoint.
+
+    Args:
+        path: A `.weights.h5`, sharded `.weights.json` or `.keras`.
+        progress: Function that is called with the bytes done and the bytes in
+            all, or `None`.
+
+    Returns:
+        An `Inspection`.
+
+    Raises:
+        ValueError: If it is not a file as Keras writes it.
+        OSError: If it cannot be read.
+    """
+    with Opener().open(path) as checkpoint:
+        provenance = checkpoint.provenance
+        return Inspection(
+            checkpoint.path,
+            {p: stored.array for p, stored in checkpoint.arrays.items()},
+            None if provenance is None else json.loads(provenance),
+            checksum(checkpoint, progress),
+        )
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far two variables are apart.
+
+    Args:
+        euclidean: Float, the norm of the difference.
+        relative: Float, the same by the norm of the first.
+        largest: Float, the greatest absolute difference.
+    """
+
+    euclidean: float
+    relative: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two checkpoints differ. Printed, it is a table.
+
+    Args:
+        mismatches: Dict from the paths of variables that cannot be compared to
+            the reasons.
+        distances: Dict from the paths of the others to `Distance`s.
+    """
+
+    mismatches: Mapping[str, str]
+    distances: Mapping[str, Distance]
+
+    @property
+    def is_none(self) -> bool:
+        """Whether all weights are the same numbers."""
+        apart = (distance.largest for distance in self.distances.values())
+        return not self.mismatches and not any(apart)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                path,
+                f"{d.euclidean:.6g}",
+                f"{d.relative:.3g}",
+                f"{d.largest:.6g}",
+            )
+            for path, d in self.distances.items()
+        ]
+        header = ("variable", "distance", "relative", "largest")
+        lines = [f"{path}: {why}" for path, why in self.mismatches.items()]
+        if self.is_none:
+            lines.append("the weights are the same")
+        return "\n".join([table(header, rows), *lines])
+
+
+def diff_checkpoints(
+    one: AnyPath, two: AnyPath, progress: Progress | None = None
+) -> Difference:
+    """Compare the weights of two checkpoints.
+
+    Args:
+        one: A `.weights.h5`, sharded `.weights.json` or `.keras`.
+        two: Another.
+        progress: See `inspect_checkpoint`.
+
+    Returns:
+        A `Difference`.
+
+    Raises:
+        ValueError: If one is not a file as Keras writes it.
+        OSError: If one cannot be read.
+    """
+    opener = Opener()
+    with opener.open(one) as ours, opener.open(two) as theirs:
+        problems = mismatches(ours, theirs)
+        return Difference(
+            problems, _distances(ours, theirs, problems, progress)
+        )
+
+
+def _distances(
+    ours: Checkpoint,
+    theirs: Checkpoint,
+    problems: Mapping[str, str],
+    progress: Progress | None,
+) -> dict[str, Distance]:
+    shared = {p: s for p, s in ours.weights.items() if p not in problems}
+    arrays = {path: stored.array for path, stored in shared.items()}
+    squares = numpy.zeros((len(room_for_sums(arrays)), 3))
+
+    def work(block: Block) -> None:
+        one = _values(shared[block.path], block)
+        two = _values(theirs.arrays[block.path], block)
+        apart = numpy.abs(one - two)
+        squares[block.index] = apart @ apart, one @ one, apart.max()
+
+    for_each(work, arrays, progress)
+    found = {path: numpy.zeros(3) for path in arrays}
+    for block in blocks(arrays):
+        row = squares[block.index]
+        old = found[block.path]
+        old[:2] += row[:2]
+        old[2] = numpy.maximum(old[2], row[2])
+    return {path: _distance(*found[path]) for path in arrays}
+
+
+def _values(stored: Stored, block: Block) -> numbers.Numbers:
+    data = numpy.empty(block.nbytes, "uint8")
+    stored.read_into(data.data, block.start)
+    dtype = stored.array.dtype
+    if dtype in numbers.FLOATS:
+        return numbers.decode(data, dtype).astype("float64")
+    return data.view(dtype).astype("float64")
+
+
+def _distance(squared: float, norm: float, largest: float) -> Distance:
+    apart = math.sqrt(squared)
+    if not norm:
+        return Distance(apart, math.inf if apart else 0.0, float(largest))
+    return Distance(apart, apart / math.sqrt(norm), float(largest))

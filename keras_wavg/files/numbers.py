@@ -1,0 +1,71 @@
+"""Numbers as they are stored, as they are summed, and back."""
+
+from typing import Any
+
+import numpy
+
+FLOATS = {"bfloat16", "float16", "float32", "float64"}
+
+Numbers = numpy.ndarray[Any, Any]
+
+
+def accumulator(dtype: str) -> type[numpy.floating[Any]]:
+    """The type in which numbers of a type are summed.
+
+    It has room for the mean of copies to be what they are, bit for bit.
+
+    Example:
+
+    >>> accumulator("bfloat16").__name__
+    'float64'
+    """
+    return numpy.longdouble if dtype == "float64" else numpy.float64
+
+
+def decode(stored: Numbers, dtype: str) -> Numbers:
+    """Floating-point numbers from bytes.
+
+    Args:
+        stored: Array of `uint8`.
+        dtype: String, one of `FLOATS`.
+
+    Returns:
+        Array of a type that has each of these numbers.
+    """
+    if dtype != "bfloat16":
+        return stored.view(dtype)
+    # The upper half of a float32.
+    return (stored.view("uint16").astype("uint32") << 16).view("float32")
+
+
+def encode(values: Numbers, dtype: str) -> Numbers:
+    """Floating-point numbers as they are stored, rounded to the nearest.
+
+    Args:
+        values: Array of floating-point numbers.
+        dtype: String, one of `FLOATS`.
+
+    Returns:
+        Array of `uint8`. What is out of the range of the type is infinite.
+    """
+    if dtype != "bfloat16":
+        return values.astype(dtype).view("uint8")
+    bits = values.astype("float32").view("uint32")
+    # Half of the last digit that stays, ties to even. This would carry a NaN
+    # over into a number.
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    upper = numpy.where(numpy.isnan(values), 0x7FC0, rounded)
+    return upper.astype("uint16").view("uint8")
+
+
+def is_finite(stored: Numbers, dtype: str) -> bool:
+    """Whether neither NaN nor infinity is among stored numbers."""
+    return bool(numpy.isfinite(decode(stored, dtype)).all())
+
+
+def bit_sum(stored: Numbers) -> int:
+    """The sum of bytes, taken as integers of 64 bits, modulo `2**64`."""
+    rest = len(stored) % 8
+    total = int(stored[: len(stored) - rest].view("uint64").sum(dtype="uint64"))
+    tail = int.from_bytes(stored[len(stored) - rest :].tobytes(), "little")
+    return (total + tail) % 2**64

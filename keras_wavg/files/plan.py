@@ -1,0 +1,147 @@
+"""What an averaging of checkpoints will do, decided before any is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from keras_wavg.files.checkpoint import Checkpoint, part_of
+from keras_wavg.files.coefficients import Factors
+from keras_wavg.files.comparison import are_renamed, listed, mismatches
+from keras_wavg.files.hdf5.structure import Array, Structure
+from keras_wavg.files.numbers import FLOATS
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What becomes of the checkpoints.
+
+    Args:
+        checkpoints: Sequence of `Checkpoint`s, of which the last gives the
+            structure of the output, and whatever is not averaged.
+        factors: `Factors`, one for each.
+        averaged: Set of the paths of arrays that are averaged.
+        compared: Set of the paths of arrays that must be equal in all.
+        copied: Dict from the paths of arrays that are taken from the last
+            checkpoint, to the reasons.
+        dropped: Dict from the paths of arrays that are left out, to the
+            reasons.
+        notes: Sequence of strings, what else a user may want to know.
+    """
+
+    checkpoints: Sequence[Checkpoint]
+    factors: Factors
+    averaged: frozenset[str]
+    compared: frozenset[str]
+    copied: Mapping[str, str]
+    dropped: Mapping[str, str]
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def last(self) -> Checkpoint:
+        """The checkpoint that all else is taken from."""
+        return self.checkpoints[-1]
+
+    @property
+    def all_match(self) -> bool:
+        """Whether all checkpoints have the same variables."""
+        paths = {*self.copied, *self.dropped}
+        return not any(part_of(path) == "weights" for path in paths)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The arrays of the output."""
+        kept = self.averaged | self.compared | self.copied.keys()
+        stored = self.last.arrays
+        return {path: stored[path].array for path in stored if path in kept}
+
+    @property
+    def structure(self) -> Structure:
+        """The structure of the output."""
+        arrays = self.arrays
+        tops = {path.partition("/")[0] for path in arrays}
+        groups = {
+            path: attributes
+            for path, attributes in self.last.groups.items()
+            if part_of(path) == "weights" or path.partition("/")[0] in tops
+        }
+        return Structure({**groups, "": {}}, arrays)
+
+
+def make_plan(
+    checkpoints: Sequence[Checkpoint],
+    factors: Factors,
+    *,
+    strict: bool,
+    optimizer: str,
+) -> FilePlan:
+    """Decide what becomes of each array.
+
+    Args:
+        checkpoints: See `FilePlan`.
+        factors: See `FilePlan`.
+        strict: Boolean, whether all must have the same variables.
+        optimizer: `"drop"`, or `"last"` to take over the last one's state.
+
+    Returns:
+        A `FilePlan`.
+
+    Raises:
+        ValueError: If checkpoints do not match, or nothing can be averaged.
+    """
+    last = checkpoints[-1]
+    unshared: dict[str, str] = {}
+    for checkpoint in checkpoints[:-1]:
+        problems = mismatches(checkpoint, last)
+        if strict and problems:
+            raise ValueError(
+                "Checkpoints must have the same variables to be averaged. "
+                f"Received: {checkpoint.path} and {last.path}, which differ: "
+                f"{listed(problems)}. Pass `strict=False` to average what all "
+                "have and take the rest from the last one."
+            )
+        unshared |= problems
+    shared = {p: s for p, s in last.weights.items() if p not in unshared}
+    averaged = {p for p, s in shared.items() if s.array.dtype in FLOATS}
+    if not averaged:
+        raise ValueError(
+            "Checkpoints must share variables of a floating-point type. "
+            f"Received: {[str(c.path) for c in checkpoints]}, which share "
+            f"{sorted(shared) or 'none'}"
+        )
+    rest = {p: part_of(p) for p in last.arrays if part_of(p) != "weights"}
+    carried = _carried(last, rest, optimizer)
+    return FilePlan(
+        checkpoints,
+        factors,
+        averaged=frozenset(averaged),
+        compared=frozenset(shared.keys() - averaged),
+        copied={p: unshared[p] for p in last.weights if p in unshared}
+        | carried,
+        dropped={p: unshared[p] for p in unshared if p not in last.weights}
+        | {path: rest[path] for path in rest if path not in carried},
+        notes=_notes(checkpoints),
+    )
+
+
+def _carried(
+    last: Checkpoint, rest: Mapping[str, str], optimizer: str
+) -> dict[str, str]:
+    if optimizer == "drop":
+        return {}
+    carried = {path: part for path, part in rest.items() if part == "optimizer"}
+    if not carried:
+        raise ValueError(
+            "With `optimizer='last'`, the last checkpoint must have the state "
+            f"of an optimizer. Received: {last.path}, which has none. Pass "
+            "`optimizer='drop'`."
+        )
+    return carried
+
+
+def _notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    last = checkpoints[-1]
+    return [
+        f"{checkpoint.path} has the same layer names as {last.path}, at other "
+        "places"
+        for checkpoint in checkpoints[:-1]
+        if are_renamed(checkpoint, last)
+    ]

@@ -1,0 +1,298 @@
+"""Which checkpoints of a folder to average."""
+
+import csv
+import math
+import os
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+from keras_wavg import arguments
+from keras_wavg.files.checkpoint import SUFFIXES
+from keras_wavg.files.report import table
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
+# `{epoch:02d}-{val_loss:.3f}` or `{epoch:02d}`, at the end of a name. The score
+# must show its digits, as 2024-05 is none.
+_NAME = re.compile(rf"(?P<epoch>\d+)(?:-(?P<score>(?=\D*\d*[.ni]){_NUMBER}))?$")
+_SHARD = re.compile(r"(?P<base>.*)_\d{5}\.weights\.h5")
+_HIGHER_IS_BETTER = ("acc", "auc", "f1", "fmeasure", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint of a folder.
+
+    Args:
+        path: `pathlib.Path` of the file.
+        epoch: Integer, as its name says, from 1 on.
+        score: Float, the metric at the end of that epoch, or `None`.
+    """
+
+    path: Path
+    epoch: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Selection(Sequence[Path]):
+    """The paths of the chosen checkpoints, the oldest first.
+
+    Args:
+        chosen: Sequence of `Candidate`s.
+        left_out: Dict from the paths of the others to the reasons.
+        rule: String, by what they were chosen.
+    """
+
+    chosen: Sequence[Candidate]
+    left_out: Mapping[Path, str]
+    rule: str
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        return [candidate.path for candidate in self.chosen][index]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __str__(self) -> str:
+        rows = [
+            (str(c.path), str(c.epoch), _text(c.score)) for c in self.chosen
+        ]
+        rows += [(str(p), "", why) for p, why in self.left_out.items()]
+        return f"{self.rule}:\n" + table(("checkpoint", "epoch", "score"), rows)
+
+
+def select_checkpoints(
+    folder: str | os.PathLike[str],
+    *,
+    last: int | None = None,
+    best: int | None = None,
+    metric: str = "val_loss",
+    mode: str = "auto",
+    until: int | None = None,
+    pattern: str | None = None,
+    log: str | os.PathLike[str] | None = None,
+) -> Selection:
+    """Choose checkpoints of a folder by epoch or by metric.
+
+    Args:
+        folder: The folder, of files as `ModelCheckpoint` names them.
+        last: Positive integer, how many of the latest to choose.
+        best: Positive integer, how many of the best to choose instead. Of two
+            as good, the later one is the better.
+        metric: String, the name of the metric that says how good. Defaults to
+            `"val_loss"`.
+        mode: `"min"`, `"max"`, or `"auto"`: the higher the better if the name
+            of the metric says accuracy, AUC, F1, precision or recall. Defaults
+            to `"auto"`.
+        until: Integer, the latest epoch that counts. Defaults to `None`.
+        pattern: String, how files are named: what `ModelCheckpoint` got as
+            `filepath`, without the folder. By default a name must end in
+            `{epoch}` or `{epoch}-{metric}`, before the suffix.
+        log: The file of a `CSVLogger`, to read the metric from. By default it
+            is read from the names.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("01-0.500", "02-0.300", "03-0.400"):
+    ...         pathlib.Path(folder, f"{name}.weights.h5").touch()
+    ...     [path.name for path in select_checkpoints(folder, best=2)]
+    ['02-0.300.weights.h5', '03-0.400.weights.h5']
+
+    Returns:
+        A `Selection`: a sequence of paths, the oldest first. Printed, it says
+        what was chosen and what was left out, and why.
+
+    Raises:
+        ValueError: If an argument is not one of these, or if there are not that
+            many checkpoints to choose from.
+        OSError: If the folder or the log cannot be read.
+    """
+    if (last is None) == (best is None):
+        raise ValueError(
+            "Exactly one of `last` and `best` must be given. Received: "
+            f"last={last}, best={best}"
+        )
+    order = _Order(metric, _is_higher_better(metric, mode), best is not None)
+    count = arguments.integer(
+        *(("last", last) if best is None else ("best", best)), at_least=1
+    )
+    scores = None if log is None else _logged(Path(log), metric)
+    found, left_out = _candidates(Path(folder), pattern, metric, scores)
+    for candidate in found:
+        if until is not None and candidate.epoch > until:
+            left_out[candidate.path] = f"after epoch {until}"
+        elif not order.has_place_for(candidate):
+            left_out[candidate.path] = f"has no {metric}"
+    eligible = [c for c in found if c.path not in left_out]
+    if len(eligible) < count:
+        raise ValueError(
+            f"`folder` must have {count} checkpoints to choose from. Received: "
+            f"folder='{folder}', which has {len(eligible)}"
+            + "".join(f"; {p.name}: {why}" for p, why in left_out.items())
+        )
+    ranked = sorted(eligible, key=order.key)
+    for candidate in ranked[:-count]:
+        left_out[candidate.path] = f"not among the {order} {count}"
+    chosen = sorted(ranked[-count:], key=lambda candidate: candidate.epoch)
+    return Selection(
+        tuple(chosen), left_out, f"the {order} {count} of {len(eligible)}"
+    )
+
+
+@dataclass(frozen=True)
+class _Order:
+    """By which the checkpoints that are wanted come last."""
+
+    metric: str
+    is_higher_better: bool
+    is_by_metric: bool
+
+    def has_place_for(self, candidate: Candidate) -> bool:
+        return candidate.score is not None or not self.is_by_metric
+
+    def key(self, candidate: Candidate) -> tuple[float, int]:
+        if not self.is_by_metric or candidate.score is None:
+            return 0, candidate.epoch
+        sign = 1 if self.is_higher_better else -1
+        return sign * candidate.score, candidate.epoch
+
+    def __str__(self) -> str:
+        if not self.is_by_metric:
+            return "last"
+        return (
+            f"{'highest' if self.is_higher_better else 'lowest'} {self.metric}"
+        )
+
+
+def _is_higher_better(metric: str, mode: str) -> bool:
+    if mode not in {"auto", "min", "max"}:
+        raise ValueError(
+            f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}"
+        )
+    if mode == "auto":
+        return any(part in metric for part in _HIGHER_IS_BETTER)
+    return mode == "max"
+
+
+def _candidates(
+    folder: Path,
+    pattern: str | None,
+    metric: str,
+    scores: Mapping[int, float] | None,
+) -> tuple[list[Candidate], dict[Path, str]]:
+    naming = _Naming(pattern, metric)
+    found, left_out = [], {}
+    for path in _checkpoints(folder):
+        read = naming.read(path.name)
+        if read is None:
+            left_out[path] = "its name has no epoch"
+            continue
+        epoch, named = read
+        score = named if scores is None else scores.get(epoch)
+        if score is not None and math.isnan(score):
+            score = None
+        found.append(Candidate(path, epoch, score))
+    _refuse_two_of_an_epoch(found)
+    return found, left_out
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    names = {path.name for path in folder.iterdir()}
+    for name in sorted(names):
+        shard = _SHARD.fullmatch(name)
+        if shard and f"{shard['base']}.weights.json" in names:
+            continue
+        if name.endswith(SUFFIXES):
+            yield folder / name
+
+
+def _refuse_two_of_an_epoch(found: Sequence[Candidate]) -> None:
+    counts = Counter(candidate.epoch for candidate in found)
+    twice = [c.path.name for c in found if counts[c.epoch] > 1]
+    if twice:
+        raise ValueError(
+            "`folder` must have one checkpoint of an epoch. Received: "
+            f"{twice}. Pass `pattern` to say which files are meant."
+        )
+
+
+class _Naming:
+    """Reads epoch and metric from the name of a file."""
+
+    def __init__(self, pattern: str | None, metric: str) -> None:
+        self._pattern = None if pattern is None else _compiled(pattern)
+        self._metric = metric
+
+    def read(self, name: str) -> tuple[int, float | None] | None:
+        """Epoch and score, or `None` if the name has no epoch."""
+        if self._pattern is None:
+            return _read_by_default(name)
+        match = self._pattern.fullmatch(name)
+        if match is None:
+            return None
+        score = match.groupdict().get(self._metric)
+        return int(match["epoch"]), None if score is None else float(score)
+
+
+def _read_by_default(name: str) -> tuple[int, float | None] | None:
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    match = _NAME.search(name)
+    if match is None:
+        return None
+    score = match["score"]
+    return int(match["epoch"]), None if score is None else float(score)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    expression, fields = "", set()
+    for literal, field, _, _ in string.Formatter().parse(Path(pattern).name):
+        expression += re.escape(literal)
+        if field in fields:
+            expression += f"(?P={field})"
+        elif field is not None:
+            number = r"\d+" if field == "epoch" else _NUMBER
+            expression += f"(?P<{field}>{number})"
+            fields.add(field)
+    if "epoch" not in fields:
+        raise ValueError(
+            "`pattern` must have the field `{epoch}`. Received: "
+            f"pattern={pattern!r}"
+        )
+    return re.compile(expression)
+
+
+def _logged(path: Path, metric: str) -> dict[int, float]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(rows[0]) if rows else []
+    if metric not in columns or "epoch" not in columns:
+        raise ValueError(
+            f"`log` must have the columns `epoch` and `{metric}`. Received: "
+            f"log='{path}', with {columns}"
+        )
+    # It counts epochs from 0 on, the names of files from 1.
+    values = {int(row["epoch"]) + 1: _float(row[metric]) for row in rows}
+    return {e: value for e, value in values.items() if value is not None}
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(score: float | None) -> str:
+    return "" if score is None else f"{score:g}"
