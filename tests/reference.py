@@ -110,3 +110,19 @@ def swag_moments(
         for n, sample in enumerate(samples)
     ]
     return average, variance, deviations[-rank:]
+
+
+def weighted_mean(
+    samples: Sequence[Weights], weights: Sequence[float]
+) -> list[numpy.ndarray]:
+    """The mean of some samples, each with a weight, not rounded.
+
+    Returns:
+        List of float64 arrays.
+    """
+    columns = zip(*samples, strict=True)
+    return [
+        sum(w * x.astype("float64") for w, x in zip(weights, c, strict=True))
+        / sum(weights)
+        for c in columns
+    ]

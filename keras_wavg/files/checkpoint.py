@@ -1,6 +1,7 @@
 """One interface over `.weights.h5`, sharded `.weights.json` and `.keras`."""
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from keras_wavg.files import archive, shards
 from keras_wavg.files.hdf5.reading import read_structure
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
+from keras_wavg.files.hdf5.window import Window
 from keras_wavg.files.source import Source
 
 SUFFIXES = (".weights.h5", ".weights.json", ".keras")
@@ -49,7 +51,7 @@ class Checkpoint:
     groups: Mapping[str, Attributes]
     arrays: Mapping[str, Stored]
 
-    @property
+    @functools.cached_property
     def weights(self) -> dict[str, Stored]:
         """The arrays that are variables of the model's layers."""
         return {p: a for p, a in self.arrays.items() if part_of(p) == "weights"}
@@ -192,9 +194,9 @@ def _digest(source: Source, structure: Structure) -> bytes | None:
     objects = len(structure.groups) + len(structure.arrays)
     if source.size - sum(a.nbytes for a in arrays) > _MOST_PER_OBJECT * objects:
         return None
-    digest, start = hashlib.sha256(), 0
+    digest, window, start = hashlib.sha256(), Window(source), 0
     for array in sorted(arrays, key=lambda array: array.offset):
-        digest.update(source.read(start, array.offset - start))
+        digest.update(window.read(start, array.offset - start))
         start = array.offset + array.nbytes
-    digest.update(source.read(start, source.size - start))
+    digest.update(window.read(start, source.size - start))
     return digest.digest()

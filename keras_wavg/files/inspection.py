@@ -66,7 +66,7 @@ class Inspection:
         kept = self.provenance["checksum"] == self.checksum
         rows = [
             (
-                printable(s["path"]),
+                s["path"],
                 f"{s['coefficient']:.6g}",
                 s["checksum"][:12],
             )
@@ -95,13 +95,29 @@ def inspect_checkpoint(
         OSError: If it cannot be read.
     """
     with Opener().open(path) as checkpoint:
-        provenance = checkpoint.provenance
         return Inspection(
             checkpoint.path,
             {p: stored.array for p, stored in checkpoint.arrays.items()},
-            None if provenance is None else json.loads(provenance),
+            _provenance(checkpoint.provenance),
             checksum(checkpoint, progress),
         )
+
+
+def _provenance(text: str | None) -> dict[str, Any] | None:
+    """What an attribute says, if it is of our making."""
+    try:
+        kept = json.loads(text or "null")
+        sources = [
+            {
+                "path": printable(str(source["path"])),
+                "coefficient": float(source["coefficient"]),
+                "checksum": printable(str(source["checksum"])),
+            }
+            for source in kept["sources"]
+        ]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return {"sources": sources, "checksum": kept.get("checksum")}
 
 
 @dataclass(frozen=True)

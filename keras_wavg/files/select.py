@@ -18,7 +18,9 @@ from keras_wavg.files.report import table
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 # `{epoch:02d}-{val_loss:.3f}` or `{epoch:02d}`, at the end of a name. The score
 # must show its digits, as 2024-05 is none.
-_NAME = re.compile(rf"(?P<epoch>\d+)(?:-(?P<score>(?=\D*\d*[.ni]){_NUMBER}))?$")
+_NAME = re.compile(
+    rf"(?P<epoch>\d+)(?:-(?P<score>(?=\D*\d*[.eEni]){_NUMBER}))?$"
+)
 _SHARD = re.compile(r"(?P<base>.*)_\d{5}\.weights\.h5")
 _HIGHER_IS_BETTER = ("acc", "auc", "f1", "fmeasure", "precision", "recall")
 

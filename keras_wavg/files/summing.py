@@ -39,8 +39,8 @@ class Summing:
             for path, array in plan.arrays.items()
             if path in self._weights[-1]
         }
-        self.source_sums = [room_for_sums(self.arrays) for _ in self._order]
         self.output_sums = room_for_sums(self.arrays)
+        self.source_sums = [self.output_sums.copy() for _ in self._order]
         self.differing: set[str] = set()
 
     def work(self, block: Block) -> None:

@@ -5,18 +5,17 @@ from collections.abc import Iterator
 
 from keras_wavg.files.hdf5.window import Window
 
-MAX_NAME = 1024
 # How many children a table and a node of the tree have at most, halved.
 TABLE_RANK, TREE_RANK = 4, 16
 
 
-def members(window: Window, message: bytes) -> Iterator[tuple[str, int]]:
+def members(window: Window, message: bytes) -> Iterator[tuple[bytes, int]]:
     """The names in a group and the addresses of their objects."""
     tree, heap = window.unpack_message("<2Q", message)
     names = _heap(window, heap)
     for table in _tables(window, tree):
         for start, address in _entries(window, table):
-            yield _name(window, names, start), address
+            yield names[start : names.find(b"\0", start)], address
 
 
 def _heap(window: Window, address: int) -> bytes:
@@ -52,18 +51,3 @@ def _entries(window: Window, address: int) -> Iterator[tuple[int, int]]:
         if kind not in (0, 1):
             window.refuse("there is a link")
         yield start, place
-
-
-def _name(window: Window, names: bytes, start: int) -> str:
-    end = names.find(b"\0", start)
-    raw = names[start:end] if end > start else b""
-    name = raw.decode(errors="replace")
-    if (
-        not 0 < len(raw) <= MAX_NAME
-        or not name.isprintable()
-        or name.encode() != raw
-        or "/" in name
-        or name in {".", ".."}
-    ):
-        window.refuse(f"the name {raw[:40]!r} in a group is not a plain text")
-    return name

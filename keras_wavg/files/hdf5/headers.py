@@ -6,12 +6,13 @@ from keras_wavg.files.hdf5.window import Window
 
 DATASPACE, DATATYPE, LAYOUT, ATTRIBUTE, GROUP = 1, 3, 8, 12, 17
 FILL, CONTINUATION = 5, 16
+LINK_INFO, LINK, GROUP_INFO = 2, 6, 10
 
-_IGNORED = {0, 4, FILL}  # room for more, and two versions of the fill value
-_KNOWN = {DATASPACE, DATATYPE, LAYOUT, ATTRIBUTE, GROUP, CONTINUATION}
+# Room for more, the fill value in two versions, and hints of sizes.
+_IGNORED = {0, 4, FILL, GROUP_INFO}
+_KNOWN = {DATASPACE, DATATYPE, LAYOUT, ATTRIBUTE, CONTINUATION}
+_KNOWN |= {GROUP, LINK_INFO, LINK}
 _FOREIGN = {
-    2: "a group of a newer kind, with links in it",
-    6: "a link",
     7: "an array in an external file",
     11: "a compressed array. Load the file in the model and save it again",
 }

@@ -1,10 +1,13 @@
 """From the bytes of a file to its structure, refusing whatever looks odd."""
 
 import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 from keras_wavg.files.hdf5 import datatypes, headers
 from keras_wavg.files.hdf5.attributes import AttributeReader
 from keras_wavg.files.hdf5.groups import members
+from keras_wavg.files.hdf5.links import UNDEFINED, linked
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
 from keras_wavg.files.hdf5.window import MAX_OBJECTS, Window
 from keras_wavg.files.source import Source
@@ -14,9 +17,13 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # addresses and lengths.
 VERSIONS = bytes([0, 0, 0, 0, 0, 8, 8, 0])
 SUPERBLOCK_SIZE = 96
-UNDEFINED = 2**64 - 1
-MAX_DEPTH = 64
+MAX_DEPTH, MAX_NAME = 64, 1024
 _MAX_RANK = 32
+
+_ARRAY = {headers.DATASPACE, headers.DATATYPE, headers.LAYOUT}
+_LINKED = {headers.LINK_INFO, headers.LINK}
+
+Messages = Mapping[int, Sequence[bytes]]
 
 
 def read_structure(source: Source) -> Structure:
@@ -59,33 +66,49 @@ class _Reader:
     def _read_object(self, path: str, address: int, depth: int) -> None:
         self._window.path = path
         self._window.visit(address)
-        found = headers.messages(self._window, address)
+        found = _by_kind(headers.messages(self._window, address))
         attributes = dict(
-            self._attributes.read(body)
-            for kind, body in found
-            if kind == headers.ATTRIBUTE
+            map(self._attributes.read, found.pop(headers.ATTRIBUTE, ()))
         )
-        kinds = sorted({kind for kind, _ in found} - {headers.ATTRIBUTE})
-        if kinds == [headers.GROUP]:
-            self._read_group(
-                path, dict(found)[headers.GROUP], attributes, depth
-            )
-        elif kinds == [headers.DATASPACE, headers.DATATYPE, headers.LAYOUT]:
-            self._structure.arrays[path] = self._array(dict(found), attributes)
+        if found.keys() == _ARRAY and max(map(len, found.values())) == 1:
+            self._structure.arrays[path] = self._array(found, attributes)
+        elif members := self._members(found):
+            self._structure.groups[path] = attributes
+            self._read_members(path, members, depth)
         else:
             self._window.refuse("an object is neither a group nor an array")
 
-    def _read_group(
-        self, path: str, message: bytes, attributes: Attributes, depth: int
+    def _members(self, found: Messages) -> Iterator[tuple[bytes, int]] | None:
+        if found.keys() == {headers.GROUP}:
+            return members(self._window, found[headers.GROUP][0])
+        if headers.LINK_INFO in found and found.keys() <= _LINKED:
+            info, links = found[headers.LINK_INFO], found.get(headers.LINK, [])
+            return linked(self._window, info[0], links)
+        return None
+
+    def _read_members(
+        self, path: str, members: Iterator[tuple[bytes, int]], depth: int
     ) -> None:
         if depth == MAX_DEPTH:
             self._window.refuse(f"groups are more than {MAX_DEPTH} deep")
-        self._structure.groups[path] = attributes
-        for name, address in members(self._window, message):
+        for raw, address in members:
+            name = self._name(raw)
             child = f"{path}/{name}" if path else name
             self._refuse_twice(child)
             self._read_object(child, address, depth + 1)
             self._window.path = path
+
+    def _name(self, raw: bytes) -> str:
+        name = raw.decode(errors="replace")
+        if (
+            not 0 < len(raw) <= MAX_NAME
+            or not name.isprintable()
+            or name.encode() != raw
+            or "/" in name
+            or name in {".", ".."}
+        ):
+            self._window.refuse(f"the name {raw[:40]!r} is not a plain text")
+        return name
 
     def _refuse_twice(self, path: str) -> None:
         groups, arrays = self._structure.groups, self._structure.arrays
@@ -94,21 +117,22 @@ class _Reader:
         if len(groups) + len(arrays) >= MAX_OBJECTS:
             self._window.refuse(f"there are more than {MAX_OBJECTS} objects")
 
-    def _array(self, found: dict[int, bytes], attributes: Attributes) -> Array:
+    def _array(self, found: Messages, attributes: Attributes) -> Array:
         window = self._window
-        dtype = datatypes.dtype_of(found[headers.DATATYPE])
+        space, datatype, layout = (found[kind][0] for kind in sorted(_ARRAY))
+        dtype = datatypes.dtype_of(datatype)
         if dtype is None:
             window.refuse("an array is not of numbers as Keras saves them")
         if (dtype == "bfloat16") != (attributes.get("dtype") == "bfloat16"):
             window.refuse("an array is not what its attribute `dtype` says")
-        version, kind = window.unpack_message("<2B", found[headers.LAYOUT])
+        version, kind = window.unpack_message("<2B", layout)
         if (version, kind) != (3, 1):
             window.refuse(
                 "an array is not in one piece. Load the file in the model and "
                 "save it again"
             )
-        start, nbytes = window.unpack_message("<2Q", found[headers.LAYOUT][2:])
-        array = Array(dtype, self._shape(found[headers.DATASPACE]), start)
+        start, nbytes = window.unpack_message("<2Q", layout[2:])
+        array = Array(dtype, self._shape(space), start)
         if array.nbytes != nbytes or (nbytes and start + nbytes > window.size):
             window.refuse(
                 f"of an array of shape {array.shape} and dtype {dtype}, not "
@@ -131,3 +155,10 @@ class _Reader:
             if array.offset + array.nbytes > arrays[following].offset:
                 self._window.path = following
                 self._window.refuse("two arrays share bytes")
+
+
+def _by_kind(messages: Sequence[headers.Message]) -> dict[int, list[bytes]]:
+    found = defaultdict(list)
+    for kind, body in messages:
+        found[kind].append(body)
+    return dict(found)

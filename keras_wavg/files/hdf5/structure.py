@@ -1,5 +1,6 @@
 """What is in a file: groups, arrays and where their bytes are."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from keras_wavg.files.hdf5.datatypes import ITEM_SIZES
 Attributes = Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Array:
     """An array of numbers.
 
@@ -33,7 +34,7 @@ class Array:
         """How many bytes a number takes."""
         return ITEM_SIZES[self.dtype]
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """How many bytes it takes."""
         return self.count * self.itemsize

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from keras_wavg.files.source import Source
 
 MAX_OBJECTS = 1_000_000
-_PAGE = 1 << 16
+_PAGE = 1 << 13
 
 
 class Window:
@@ -24,7 +24,7 @@ class Window:
         self._visited: set[int] = set()
         # A sound structure is read once and lies in the file. One that points
         # to the same bytes over and over would never come to an end.
-        self._left = 2 * source.size + _PAGE
+        self._left = 2 * source.size + (1 << 16)
         self._page = functools.lru_cache(maxsize=64)(self._read_page)
 
     def read(self, offset: int, size: int) -> bytes:

@@ -1,0 +1,129 @@
+"""What is in a file, and how far two are apart."""
+
+import math
+
+import h5py
+import models
+import numpy
+import pytest
+import weights_files
+from models import compiled, data
+
+from keras_wavg import (
+    average_checkpoints,
+    diff_checkpoints,
+    inspect_checkpoint,
+)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    rng = numpy.random.default_rng(0)
+    return [
+        weights_files.write(
+            tmp_path / f"{number}.weights.h5",
+            {
+                "a/vars/0": rng.normal(size=(300, 1000)).astype("float32"),
+                "a/vars/1": numpy.zeros(3, "float32"),
+                "b/vars/0": numpy.int32(7),
+            },
+        )
+        for number in range(2)
+    ]
+
+
+def test_the_variables_of_a_model_are_listed(tmp_path):
+    model = compiled(models.dense())
+    model.fit(*data(1), verbose=0)
+    path = tmp_path / "a.weights.h5"
+    model.save_weights(path)
+    found = inspect_checkpoint(path)
+    weights = [a for p, a in found.arrays.items() if p.startswith("layers")]
+    assert [a.shape for a in weights] == [w.shape for w in model.weights]
+    assert "optimizer/vars/1" in found.arrays
+    assert found.provenance is None
+    text = str(found)
+    assert "layers/dense/vars/0" in text
+    assert "(4, 6)" in text
+    assert "weights: 4 variables, 37 numbers, 148 bytes" in text
+
+
+def test_a_checksum_is_of_the_weights_whatever_the_format(tmp_path):
+    model = compiled(models.dense())
+    model.save_weights(tmp_path / "a.weights.h5")
+    model.save_weights(tmp_path / "a.weights.json", max_shard_size=1e-6)
+    model.save(tmp_path / "a.keras")
+    found = [
+        inspect_checkpoint(tmp_path / f"a{suffix}").checksum
+        for suffix in (".weights.h5", ".weights.json", ".keras")
+    ]
+    assert len(set(found)) == 1
+    model.layers[0].bias.assign([0, 0, 0, 0, 0, 1e-9])
+    model.save_weights(tmp_path / "b.weights.h5")
+    assert inspect_checkpoint(tmp_path / "b.weights.h5").checksum != found[0]
+
+
+def test_an_average_that_was_changed_afterwards_is_found_out(paths, tmp_path):
+    mean = tmp_path / "mean.weights.h5"
+    average_checkpoints(paths, mean)
+    assert "weights: unchanged since" in str(inspect_checkpoint(mean))
+    with h5py.File(mean, "a") as file:
+        file["a/vars/0"][7, 7] += 1
+    assert "weights: CHANGED SINCE" in str(inspect_checkpoint(mean))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"sources": 1}', '{"sources": [{}]}', "null"]
+)
+def test_provenance_of_another_make_is_not_believed(text, paths):
+    with h5py.File(paths[0], "a") as file:
+        file.attrs["keras_wavg"] = text
+    found = inspect_checkpoint(paths[0])
+    assert found.provenance is None
+    assert str(found)
+
+
+def test_distances_are_those_of_the_definition(paths):
+    found = diff_checkpoints(*paths)
+    one, two = (weights_files.read(path)["a/vars/0"] for path in paths)
+    apart = (one.astype("float64") - two).ravel()
+    distance = found.distances["a/vars/0"]
+    norm = numpy.linalg.norm(one.astype("float64"))
+    assert distance.euclidean == pytest.approx(numpy.linalg.norm(apart))
+    assert distance.relative == pytest.approx(numpy.linalg.norm(apart) / norm)
+    assert distance.largest == numpy.abs(apart).max()
+    assert found.distances["b/vars/0"].euclidean == 0
+    assert not found.is_none
+
+
+def test_a_file_is_at_no_distance_from_itself(paths):
+    found = diff_checkpoints(paths[0], paths[0])
+    assert found.is_none
+    assert "the weights are the same" in str(found)
+
+
+def test_a_distance_from_nothing_is_infinite_in_relation(tmp_path, paths):
+    other = weights_files.read(paths[0])
+    other["a/vars/1"][0] = 1
+    path = weights_files.write(tmp_path / "other.weights.h5", other)
+    assert diff_checkpoints(paths[0], path).distances["a/vars/1"].relative == (
+        math.inf
+    )
+
+
+def test_variables_that_do_not_match_are_named(tmp_path, paths):
+    other = weights_files.read(paths[0])
+    other["a/vars/1"] = numpy.zeros(4, "float32")
+    del other["b/vars/0"]
+    path = weights_files.write(tmp_path / "other.weights.h5", other)
+    found = diff_checkpoints(paths[0], path)
+    assert list(found.mismatches) == ["a/vars/1", "b/vars/0"]
+    assert not found.is_none
+    assert f"b/vars/0: only in {paths[0]}" in str(found)
+
+
+def test_nan_is_a_difference(tmp_path, paths):
+    other = weights_files.read(paths[0])
+    other["a/vars/1"][0] = numpy.nan
+    path = weights_files.write(tmp_path / "other.weights.h5", other)
+    assert not diff_checkpoints(paths[0], path).is_none

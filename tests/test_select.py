@@ -1,0 +1,167 @@
+"""Checkpoints are chosen by what Keras' callbacks leave in a folder."""
+
+import keras
+import models
+import pytest
+from models import compiled, data
+
+from keras_wavg import average_checkpoints, select_checkpoints
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).touch()
+
+
+def names(selection):
+    return [path.name for path in selection]
+
+
+def trained(folder, filepath, epochs=4, **options):
+    """The history of a training with `ModelCheckpoint` and `CSVLogger`."""
+    callbacks = [
+        keras.callbacks.CSVLogger(folder / "log.csv"),
+        keras.callbacks.ModelCheckpoint(
+            folder / filepath, save_weights_only=True, **options
+        ),
+    ]
+    model = compiled(models.dense())
+    fit = model.fit(
+        *data(3),
+        verbose=0,
+        epochs=epochs,
+        validation_data=data(1, seed=1),
+        callbacks=callbacks,
+    )
+    return fit.history
+
+
+def test_what_keras_saves_is_chosen_by_the_metric_in_its_names(tmp_path):
+    pattern = "{epoch:02d}-{val_loss:.6f}.weights.h5"
+    losses = trained(tmp_path, pattern)["val_loss"]
+    best = sorted(sorted(range(4), key=lambda epoch: losses[epoch])[:2])
+    for options in ({}, {"pattern": pattern}, {"log": tmp_path / "log.csv"}):
+        selection = select_checkpoints(tmp_path, best=2, **options)
+        assert [c.epoch - 1 for c in selection.chosen] == best
+        assert selection.rule == "the lowest val_loss 2 of 4"
+    average_checkpoints(selection, tmp_path / "mean.weights.h5")
+    # What came out is in the same folder and does not count.
+    assert len(select_checkpoints(tmp_path, best=4)) == 4
+
+
+def test_what_keras_saves_is_chosen_by_the_metric_in_its_log(tmp_path):
+    losses = trained(tmp_path, "w{epoch}.weights.h5")["loss"]
+    worst = max(range(4), key=lambda epoch: losses[epoch]) + 1
+    selection = select_checkpoints(
+        tmp_path, best=1, metric="loss", mode="max", log=tmp_path / "log.csv"
+    )
+    assert names(selection) == [f"w{worst}.weights.h5"]
+
+
+def test_the_last_are_those_of_the_highest_epochs(tmp_path):
+    touch(tmp_path, *(f"model_{e}.keras" for e in (1, 2, 9, 10, 11)))
+    selection = select_checkpoints(tmp_path, last=3)
+    assert names(selection) == [f"model_{e}.keras" for e in (9, 10, 11)]
+    selection = select_checkpoints(tmp_path, last=2, until=10)
+    assert names(selection) == ["model_9.keras", "model_10.keras"]
+    assert selection.left_out[tmp_path / "model_11.keras"] == "after epoch 10"
+
+
+def test_of_two_as_good_the_later_is_better(tmp_path):
+    touch(tmp_path, *(f"{e}-0.500.keras" for e in (1, 2, 3)), "4-0.900.keras")
+    assert names(select_checkpoints(tmp_path, best=2)) == [
+        "2-0.500.keras",
+        "3-0.500.keras",
+    ]
+
+
+def test_an_accuracy_is_better_the_higher_it_is(tmp_path):
+    touch(tmp_path, "1-0.90.keras", "2-0.95.keras", "3-0.80.keras")
+    options = {"best": 1, "metric": "val_accuracy"}
+    assert names(select_checkpoints(tmp_path, **options)) == ["2-0.95.keras"]
+    selection = select_checkpoints(tmp_path, mode="min", **options)
+    assert names(selection) == ["3-0.80.keras"]
+
+
+def test_a_metric_that_is_missing_or_nan_is_never_the_best(tmp_path):
+    touch(tmp_path, "1-nan.keras", "2-0.5.keras", "3-1e-3.keras", "4.keras")
+    selection = select_checkpoints(tmp_path, best=2)
+    assert names(selection) == ["2-0.5.keras", "3-1e-3.keras"]
+    assert set(selection.left_out.values()) == {"has no val_loss"}
+    with pytest.raises(ValueError, match=r"which has 2; 1-nan.keras: has no"):
+        select_checkpoints(tmp_path, best=3)
+
+
+def test_a_log_that_went_on_after_a_restart_counts_by_its_latest(tmp_path):
+    touch(tmp_path, "1.keras", "2.keras", "3.keras")
+    log = tmp_path / "log.csv"
+    log.write_text("epoch,val_loss\n0,1\n1,9\n1,0.1\n2,NA\n")
+    selection = select_checkpoints(tmp_path, best=1, log=log)
+    assert [(c.epoch, c.score) for c in selection.chosen] == [(2, 0.1)]
+    assert selection.left_out[tmp_path / "3.keras"] == "has no val_loss"
+
+
+def test_shards_belong_to_their_index(tmp_path):
+    touch(tmp_path, "1.weights.json", "1_00000.weights.h5")
+    touch(tmp_path, "2_00007.weights.h5")
+    selection = select_checkpoints(tmp_path, last=2)
+    assert names(selection) == ["1.weights.json", "2_00007.weights.h5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "score"),
+    [
+        ("03-0.125.weights.h5", 3, 0.125),
+        ("w.07.keras", 7, None),
+        ("2024-05.weights.h5", 5, None),
+        ("model_epoch_12-1.5e-03.weights.json", 12, 0.0015),
+        ("a3--0.5.keras", 3, -0.5),
+        ("x-3-0.500.weights.h5", 3, 0.5),
+        ("4-inf.keras", 4, float("inf")),
+    ],
+)
+def test_names_are_read(name, epoch, score, tmp_path):
+    touch(tmp_path, name)
+    (candidate,) = select_checkpoints(tmp_path, last=1).chosen
+    assert (candidate.epoch, candidate.score) == (epoch, score)
+
+
+def test_a_pattern_chooses_among_files_and_fields(tmp_path):
+    touch(tmp_path, "a-1-0.9-5.keras", "b-1-0.9-5.keras", "a-2-0.8-7.keras")
+    selection = select_checkpoints(
+        tmp_path,
+        best=1,
+        metric="recall",
+        pattern="folder/a-{epoch}-{loss:.1f}-{recall}.keras",
+    )
+    assert names(selection) == ["a-2-0.8-7.keras"]
+
+
+def test_a_selection_says_what_it_chose(tmp_path):
+    touch(tmp_path, "1-0.9.keras", "2-0.5.keras", "final.keras")
+    text = str(select_checkpoints(tmp_path, best=1))
+    assert "the lowest val_loss 1 of 2" in text
+    assert "2-0.5.keras" in text
+    assert "its name has no epoch" in text
+
+
+BAD = {
+    "neither": ({}, "Exactly one of `last` and `best`"),
+    "both": ({"last": 1, "best": 1}, "Exactly one of `last` and `best`"),
+    "zero": ({"last": 0}, "`last` must be an integer >= 1"),
+    "mode": ({"best": 1, "mode": "up"}, "`mode` must be"),
+    "no epoch": ({"last": 1, "pattern": "{loss}.keras"}, "the field `{epoch}`"),
+    "too many": ({"last": 3}, "which has 1"),
+    "twice": ({"last": 1, "until": 9}, "one checkpoint of an epoch"),
+    "no column": ({"best": 1, "log": "log.csv"}, "the columns `epoch` and"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_argument_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "1-0.5.keras", *(["x1.keras"] if name == "twice" else []))
+    (tmp_path / "log.csv").write_text("epoch,loss\n0,1\n")
+    options, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        select_checkpoints(tmp_path, **options)
