@@ -126,11 +126,11 @@ def greedy_soup(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     paths = [f"{folder}/{k}.weights.h5" for k in range(3)]
     ...     for path, value in zip(paths, (1.0, 5.0, 9.0)):
-    ...         model.set_weights([[[value]], [0.0]])
+    ...         model.layers[0].kernel.assign([[value]])
     ...         model.save_weights(path)
     ...     report = greedy_soup(
     ...         paths,
-    ...         lambda model: abs(float(model.get_weights()[0]) - 6.5),
+    ...         lambda model: abs(model.get_weights()[0].item() - 6.5),
     ...         f"{folder}/soup.weights.h5",
     ...         model=model,
     ...         mode="min",
@@ -175,7 +175,7 @@ def greedy_soup(
     if model is not None:
         _load(model, target)
     report = SoupReport(tuple(trials), tasting.best, average)
-    tell(report)
+    tell(str(report))
     return report
 
 

@@ -23,7 +23,137 @@ MAY_IMPORT = {
         "keras_wavg.callbacks.lookahead",
         "keras_wavg.callbacks.swa",
         "keras_wavg.callbacks.swag",
+        "keras_wavg.files",
+        "keras_wavg.files.average",
+        "keras_wavg.files.inspection",
+        "keras_wavg.files.select",
         "keras_wavg.learning_rates",
+        "keras_wavg.soup",
+    },
+    "__main__.py": {"keras_wavg.cli"},
+    "cli.py": {
+        "rich",
+        "typer",
+        "keras_wavg.files",
+        "keras_wavg.files.average",
+        "keras_wavg.files.inspection",
+        "keras_wavg.files.select",
+        "keras_wavg.files.streaming",
+    },
+    "files/__init__.py": set(),
+    "files/archive.py": {"keras_wavg.files.source"},
+    "files/average.py": {
+        "numpy",
+        "keras_wavg",
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.checksum",
+        "keras_wavg.files.coefficients",
+        "keras_wavg.files.output",
+        "keras_wavg.files.plan",
+        "keras_wavg.files.report",
+        "keras_wavg.files.streaming",
+        "keras_wavg.files.summing",
+    },
+    "files/checkpoint.py": {
+        "keras_wavg.files",
+        "keras_wavg.files.hdf5.reading",
+        "keras_wavg.files.hdf5.structure",
+        "keras_wavg.files.hdf5.window",
+        "keras_wavg.files.source",
+    },
+    "files/checksum.py": {
+        "numpy",
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.hdf5.structure",
+        "keras_wavg.files.numbers",
+        "keras_wavg.files.streaming",
+    },
+    "files/coefficients.py": {"keras_wavg"},
+    "files/comparison.py": {
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.hdf5.structure",
+    },
+    "files/hdf5/__init__.py": set(),
+    "files/hdf5/attributes.py": {
+        "keras_wavg.files.hdf5",
+        "keras_wavg.files.hdf5.window",
+    },
+    "files/hdf5/datatypes.py": set(),
+    "files/hdf5/dense.py": {"keras_wavg.files.hdf5.window"},
+    "files/hdf5/groups.py": {"keras_wavg.files.hdf5.window"},
+    "files/hdf5/headers.py": {"keras_wavg.files.hdf5.window"},
+    "files/hdf5/links.py": {
+        "keras_wavg.files.hdf5.dense",
+        "keras_wavg.files.hdf5.window",
+    },
+    "files/hdf5/reading.py": {
+        "keras_wavg.files.hdf5",
+        "keras_wavg.files.hdf5.attributes",
+        "keras_wavg.files.hdf5.groups",
+        "keras_wavg.files.hdf5.links",
+        "keras_wavg.files.hdf5.structure",
+        "keras_wavg.files.hdf5.window",
+        "keras_wavg.files.source",
+    },
+    "files/hdf5/structure.py": {"keras_wavg.files.hdf5.datatypes"},
+    "files/hdf5/window.py": {"keras_wavg.files.source"},
+    "files/hdf5/writing.py": {
+        "keras_wavg.files.hdf5",
+        "keras_wavg.files.hdf5.attributes",
+        "keras_wavg.files.hdf5.groups",
+        "keras_wavg.files.hdf5.reading",
+        "keras_wavg.files.hdf5.structure",
+        "keras_wavg.files.hdf5.window",
+    },
+    "files/inspection.py": {
+        "numpy",
+        "keras_wavg.files",
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.checksum",
+        "keras_wavg.files.comparison",
+        "keras_wavg.files.hdf5.structure",
+        "keras_wavg.files.report",
+        "keras_wavg.files.source",
+        "keras_wavg.files.streaming",
+    },
+    "files/numbers.py": {"numpy"},
+    "files/output.py": {
+        "keras_wavg.files",
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.hdf5.structure",
+        "keras_wavg.files.hdf5.writing",
+    },
+    "files/plan.py": {
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.coefficients",
+        "keras_wavg.files.comparison",
+        "keras_wavg.files.hdf5.structure",
+        "keras_wavg.files.numbers",
+    },
+    "files/report.py": {"rich"},
+    "files/select.py": {
+        "keras_wavg",
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.report",
+    },
+    "files/shards.py": {"keras_wavg.files.source"},
+    "files/source.py": set(),
+    "files/streaming.py": {"keras_wavg.files.hdf5.structure"},
+    "files/summing.py": {
+        "numpy",
+        "keras_wavg.files",
+        "keras_wavg.files.checksum",
+        "keras_wavg.files.output",
+        "keras_wavg.files.plan",
+        "keras_wavg.files.streaming",
+    },
+    "soup.py": {
+        "rich",
+        "keras_wavg.batchnorm",
+        "keras_wavg.ensemble",
+        "keras_wavg.files.average",
+        "keras_wavg.files.checkpoint",
+        "keras_wavg.files.report",
     },
     "schedules.py": {"numpy"},
     "clock.py": {"keras"},
@@ -221,6 +351,27 @@ def test_every_public_name_can_be_had_and_nothing_else_is_offered():
         assert getattr(keras_wavg, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'SMA'"):
         _ = keras_wavg.SMA
+
+
+@pytest.mark.parametrize("room", ["files.average", "soup", "cli"])
+def test_saved_weights_need_neither_keras_nor_h5py(room):
+    code = (
+        f"import sys, keras_wavg.{room};"
+        "print(sorted({'keras', 'h5py'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_live_and_saved_averages_do_not_know_each_other():
+    for room, names in MAY_IMPORT.items():
+        saved = room.startswith("files/")
+        known = {name for name in names if name.startswith("keras_wavg.")}
+        inside = {name.startswith("keras_wavg.files") for name in known}
+        if room not in {"__init__.py", "soup.py", "cli.py", "__main__.py"}:
+            assert inside <= {saved}, room
 
 
 def test_importing_the_package_imports_no_backend():

@@ -39,6 +39,14 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
         "callbacks.lawa",
         "callbacks.swag",
         "callbacks.fge",
+        "soup",
+        "files.average",
+        "files.checkpoint",
+        "files.coefficients",
+        "files.numbers",
+        "files.select",
+        "files.hdf5.attributes",
+        "files.hdf5.datatypes",
     ],
 )
 def test_docstring_examples_run(room):

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from keras_wavg.files.hdf5.window import Window
-
-UNDEFINED = 2**64 - 1
+from keras_wavg.files.hdf5.dense import link_messages
+from keras_wavg.files.hdf5.window import UNDEFINED, Window
 
 _HAS_ORDER, _HAS_KIND, _HAS_CHARSET = 4, 8, 16
 
@@ -22,17 +21,16 @@ def linked(
     version, flags = window.unpack_message("<2B", info)
     if version or flags:
         window.refuse("a group is not as Keras writes it")
-    (heap,) = window.unpack_message("<Q", info[2:])
-    if heap != UNDEFINED:
-        window.refuse(
-            "a group has more than eight members, and names that are not "
-            "ASCII. Rename the classes or attributes of these layers"
-        )
-    for link in links:
-        yield link_of(window, link)
+    heap, tree = window.unpack_message("<2Q", info[2:])
+    if heap == UNDEFINED:
+        found = iter(links)
+    else:
+        found = link_messages(window, heap, tree)
+    for link in found:
+        yield _link(window, link)
 
 
-def link_of(window: Window, link: bytes) -> tuple[bytes, int]:
+def _link(window: Window, link: bytes) -> tuple[bytes, int]:
     """Name and address in a link."""
     version, flags = window.unpack_message("<2B", link)
     start = 2

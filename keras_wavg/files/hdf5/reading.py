@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from keras_wavg.files.hdf5 import datatypes, headers
 from keras_wavg.files.hdf5.attributes import AttributeReader
 from keras_wavg.files.hdf5.groups import members
-from keras_wavg.files.hdf5.links import UNDEFINED, linked
+from keras_wavg.files.hdf5.links import linked
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
-from keras_wavg.files.hdf5.window import MAX_OBJECTS, Window
+from keras_wavg.files.hdf5.window import MAX_OBJECTS, UNDEFINED, Window
 from keras_wavg.files.source import Source
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 from keras_wavg.files.source import Source
 
 MAX_OBJECTS = 1_000_000
+UNDEFINED = 2**64 - 1
+"""An address of nothing."""
+
 _PAGE = 1 << 13
 
 

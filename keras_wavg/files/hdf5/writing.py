@@ -12,13 +12,13 @@ from typing import Any
 from keras_wavg.files.hdf5 import datatypes, headers
 from keras_wavg.files.hdf5.attributes import up_to_8
 from keras_wavg.files.hdf5.groups import TABLE_RANK, TREE_RANK
-from keras_wavg.files.hdf5.links import UNDEFINED
 from keras_wavg.files.hdf5.reading import (
     SIGNATURE,
     SUPERBLOCK_SIZE,
     VERSIONS,
 )
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
+from keras_wavg.files.hdf5.window import UNDEFINED
 
 _ALIGNMENT = 64
 # Version 2, allocated late, written if set, and set to zero.

@@ -1,0 +1,183 @@
+"""The command line, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy
+import pytest
+import typer.testing
+import weights_files
+
+from keras_wavg.cli import app
+
+
+def run(*arguments):
+    """The command in this process: starting one takes long."""
+    runner = typer.testing.CliRunner()
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for epoch in range(1, 5):
+        arrays = {
+            "layers/dense/vars/0": numpy.full((2, 3), epoch, "float32"),
+            "optimizer/vars/0": numpy.int64(epoch),
+        }
+        path = tmp_path / f"{epoch:02d}-{abs(3 - epoch) + 0.5:.3f}.weights.h5"
+        weights_files.write(path, arrays)
+    return tmp_path
+
+
+def kernel(path):
+    return weights_files.read(path)["layers/dense/vars/0"][0, 0]
+
+
+def test_files_are_averaged_and_the_output_is_described(folder):
+    paths = sorted(folder.iterdir())
+    output = folder / "mean.weights.h5"
+    result = run("average", *paths[:2], "-o", output)
+    assert result.exit_code == 0
+    assert kernel(output) == 1.5
+    for text in (paths[0].name, "0.5", "mean.weights.h5", "averaged: 1 var"):
+        assert text in result.stdout
+    assert "dropped: 1 variables (optimizer)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--last", 2], 3.5),
+        (["--last", 2, "--until", 3], 2.5),
+        (["--best", 1], 3),
+        (["--best", 1, "--metric", "val_accuracy"], 1),
+        (["--last", 4, "--weights", "1,0,0,1"], 2.5),
+        (["--last", 4, "--weights", "1,0,0,1", "--no-normalize"], 5),
+        (["--last", 4, "--weights", "ascending"], 3),
+        (["--last", 2, "--weights", "ema:0.5"], 3 + 2 / 3),
+        (["--last", 4, "--weights", "linear"], 2.5),
+        (["--last", 1, "--optimizer", "last", "--no-strict"], 4),
+    ],
+)
+def test_checkpoints_of_a_folder_are_chosen_and_weighted(
+    options, expected, folder
+):
+    output = folder / "mean.weights.h5"
+    result = run("average", folder, "-o", output, *options)
+    assert result.exit_code == 0, result.output
+    assert kernel(output) == pytest.approx(expected, rel=1e-6)
+    assert "of 4" in result.stderr or "of 3" in result.stderr
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(folder):
+    before = sorted(folder.iterdir())
+    result = run(
+        "average", folder, "--best", 2, "-o", folder / "m.keras", "--dry-run"
+    )
+    assert result.exit_code == 3  # there is no config to be had
+    output = folder / "mean.weights.h5"
+    result = run("average", folder, "--best", 2, "-o", output, "--dry-run")
+    assert result.exit_code == 0
+    assert "nothing was written" in result.stdout
+    assert "03-0.500.weights.h5" in result.stdout
+    assert sorted(folder.iterdir()) == before
+
+
+def test_machines_get_json(folder):
+    paths = sorted(folder.iterdir())
+    output = folder / "mean.weights.h5"
+    made = json.loads(run("average", *paths, "-o", output, "--json").stdout)
+    assert [s["coefficient"] for s in made["sources"]] == [0.25] * 4
+    found = json.loads(run("inspect", output, "--json").stdout)
+    assert found["checksum"] == made["checksum"]
+    assert found["arrays"]["layers/dense/vars/0"]["shape"] == [2, 3]
+    found = json.loads(run("diff", *paths[:2], "--json").stdout)
+    assert found["distances"]["layers/dense/vars/0"]["largest"] == 1
+
+
+def test_inspect_shows_variables_and_provenance(folder):
+    paths = sorted(folder.iterdir())
+    output = folder / "mean.weights.h5"
+    run("average", *paths, "-o", output)
+    result = run("inspect", output)
+    assert result.exit_code == 0
+    for text in ("layers/dense/vars/0", "(2, 3)", paths[3].name, "unchanged"):
+        assert text in result.stdout
+
+
+def test_diff_says_by_its_exit_code_whether_weights_are_the_same(folder):
+    one, two, *_ = sorted(folder.iterdir())
+    assert run("diff", one, one).exit_code == 0
+    result = run("diff", one, two)
+    assert result.exit_code == 1
+    assert "layers/dense/vars/0" in result.stdout
+    assert run("diff", one, folder / "missing.weights.h5").exit_code == 3
+
+
+WRONG = {
+    "no output": ["average", "01-2.500.weights.h5"],
+    "folder without choice": ["average", ".", "-o", "m.weights.h5"],
+    "choice without folder": [
+        *("average", "01-2.500.weights.h5", "--last", "1"),
+        *("-o", "m.weights.h5"),
+    ],
+    "weights": ["average", ".", "--last", "2", "--weights", "x", "-o", "m.h5"],
+    "no command": ["mean"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_usage_has_an_exit_code_of_its_own(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert run(*WRONG[name]).exit_code == 2
+
+
+def test_an_error_is_one_line_that_names_file_and_path(folder):
+    paths = sorted(folder.iterdir())
+    with h5py.File(paths[1], "a") as file:
+        file["layers/dense/vars/0"][0, 0] = numpy.nan
+    result = run("average", *paths, "-o", folder / "mean.weights.h5")
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert str(paths[1]) in line
+    assert "layers/dense/vars/0" in line
+    assert "Traceback" not in result.output
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(folder):
+    path = min(folder.iterdir())
+    odd = path.rename(folder / "[bold]1[red].weights.h5")
+    result = run("inspect", odd)
+    assert result.exit_code == 0
+    result = run("average", odd, "-o", folder / "[b]2.weights.h5")
+    assert "[bold]1[red].weights.h5" in result.stdout
+    assert "[b]2.weights.h5" in result.stdout
+
+
+def test_the_command_starts_without_keras(folder):
+    path = min(folder.iterdir())
+    code = (
+        "import sys, keras_wavg.cli as cli\n"
+        f"try: cli.app(['inspect', {str(path)!r}])\n"
+        "finally: print({'keras', 'h5py'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "set()"
+
+
+def test_it_is_a_module_too(folder):
+    path = min(folder.iterdir())
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_wavg", "inspect", path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "layers/dense/vars/0" in result.stdout
+    assert result.stderr == ""

@@ -1,0 +1,226 @@
+"""A greedy soup takes what makes it better, and says so."""
+
+import keras
+import models
+import numpy
+import pytest
+import reference
+import weights_files
+from models import compiled, data, equal
+
+from keras_wavg import greedy_soup, inspect_checkpoint, update_bn
+
+VALUES = (1.0, 5.0, 9.0, 30.0)
+
+
+def files(folder, values=VALUES):
+    return [
+        weights_files.write(
+            folder / f"{number}.weights.h5",
+            {"vars/0": numpy.full(3, value, "float32")},
+        )
+        for number, value in enumerate(values)
+    ]
+
+
+def value(path):
+    return float(weights_files.read(path)["vars/0"][0])
+
+
+def near(target):
+    return lambda path: -abs(value(path) - target)
+
+
+def trained(folder, suffix=".weights.h5"):
+    """Three checkpoints along a training, the model, and validation data."""
+    model = compiled(models.batch_norm(), "sgd")
+    paths, weights = [], []
+    for number in range(3):
+        model.fit(*data(4, seed=number), verbose=0)
+        weights.append(model.get_weights())
+        paths.append(folder / f"{number}{suffix}")
+        (model.save if suffix == ".keras" else model.save_weights)(paths[-1])
+    return model, paths, weights, data(2, seed=9)
+
+
+def test_checkpoints_are_taken_as_long_as_the_score_does_not_fall(tmp_path):
+    paths = files(tmp_path)
+    report = greedy_soup(
+        paths, near(6.5), tmp_path / "soup.weights.h5", verbose=0
+    )
+    # Alone: 5 (-1.5), 9 (-2.5), 1 (-5.5), 30. Soups: 5 + 9 = 7, with 1: 5.
+    assert report.members == [paths[1], paths[2]]
+    assert [t.path for t in report.trials] == [paths[i] for i in (1, 2, 0, 3)]
+    assert [t.together for t in report.trials[1:3]] == [-0.5, -1.5]
+    assert value(tmp_path / "soup.weights.h5") == 7
+    assert report.score == -0.5
+
+
+def test_a_lower_score_is_better_if_that_is_said(tmp_path):
+    paths = files(tmp_path)
+    report = greedy_soup(
+        paths,
+        lambda path: abs(value(path) - 6.5),
+        tmp_path / "soup.weights.h5",
+        mode="min",
+        verbose=0,
+    )
+    assert report.members == [paths[1], paths[2]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_soup_is_never_worse_than_the_best_single_one(seed, tmp_path):
+    rng = numpy.random.default_rng(seed)
+    paths = files(tmp_path, rng.normal(size=6))
+    scores = {}
+
+    def score(path):
+        return scores.setdefault(value(path), rng.normal())
+
+    output = tmp_path / "soup.weights.h5"
+    report = greedy_soup(paths, score, output, verbose=0)
+    assert report.score >= max(trial.alone for trial in report.trials)
+    # What is written is what was scored.
+    assert scores[value(output)] == report.score
+
+
+def test_equal_scores_are_taken(tmp_path):
+    paths = files(tmp_path)
+    report = greedy_soup(
+        paths, lambda path: 1, tmp_path / "soup.weights.h5", verbose=0
+    )
+    assert report.members == paths
+
+
+def test_nan_is_never_taken(tmp_path):
+    paths = files(tmp_path)
+    report = greedy_soup(
+        paths,
+        lambda path: float("nan") if value(path) != 9 else 1.0,
+        tmp_path / "soup.weights.h5",
+        verbose=0,
+    )
+    assert report.members == [paths[2]]
+    with pytest.raises(ValueError, match="NaN for each"):
+        greedy_soup(paths, lambda path: float("nan"), tmp_path / "b.weights.h5")
+
+
+def test_a_model_is_scored_with_the_weights_loaded(tmp_path):
+    model, paths, weights, validation = trained(tmp_path)
+    seen = []
+
+    def score(model):
+        seen.append(model.get_weights())
+        return model.evaluate(*validation, verbose=0)
+
+    optimizer = [
+        keras.ops.convert_to_numpy(v) for v in model.optimizer.variables
+    ]
+    output = tmp_path / "soup.weights.h5"
+    report = greedy_soup(
+        paths, score, output, model=model, mode="min", verbose=0
+    )
+    for number in range(3):
+        assert equal(seen[number], weights[number])
+    taken = [weights[paths.index(path)] for path in report.members]
+    expected = [e.astype("float32") for e in reference.mean(taken)]
+    assert equal(model.get_weights(), expected)
+    assert model.evaluate(*validation, verbose=0) == report.score
+    assert equal(
+        [keras.ops.convert_to_numpy(v) for v in model.optimizer.variables],
+        optimizer,
+    )
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_statistics_are_measured_for_each_candidate(suffix, tmp_path):
+    model, paths, weights, validation = trained(tmp_path, suffix)
+    x, _ = data(8)
+    output = tmp_path / f"soup{suffix}"
+    report = greedy_soup(
+        paths,
+        lambda model: model.evaluate(*validation, verbose=0),
+        output,
+        model=model,
+        bn_data=x,
+        mode="min",
+        verbose=0,
+    )
+    for trial in report.trials:
+        model.set_weights(weights[paths.index(trial.path)])
+        update_bn(model, x, verbose=0)
+        alone = model.evaluate(*validation, verbose=0)
+        assert trial.alone == pytest.approx(alone, rel=1e-6)
+    model.load_weights(output)
+    assert model.evaluate(*validation, verbose=0) == report.score
+    sources = inspect_checkpoint(output).provenance["sources"]
+    assert [s["path"] for s in sources] == [str(p) for p in report.members]
+
+
+def test_after_an_error_the_model_is_as_it_was(tmp_path):
+    model, paths, weights, _ = trained(tmp_path)
+
+    def score(model):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        greedy_soup(paths, score, tmp_path / "soup.weights.h5", model=model)
+    assert equal(model.get_weights(), weights[-1])
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_decisions_are_printed(tmp_path, capsys):
+    paths = files(tmp_path)
+    greedy_soup(paths, near(6.5), tmp_path / "soup.weights.h5")
+    printed = capsys.readouterr().out
+    assert f"{paths[0]} alone: -5.5" in printed
+    assert f"soup with {paths[2]}: -0.5, taken" in printed
+    assert "soup of 2 of 4 checkpoints, score -0.5 (best single: -1.5)" in (
+        " ".join(printed.split())
+    )
+
+
+def test_checkpoints_that_do_not_match_are_refused_before_any_is_scored(
+    tmp_path,
+):
+    paths = files(tmp_path)
+    other = {"vars/0": numpy.ones(4, "float32")}
+    paths.append(weights_files.write(tmp_path / "other.weights.h5", other))
+    with pytest.raises(ValueError, match="same variables"):
+        greedy_soup(paths, pytest.fail, tmp_path / "soup.weights.h5")
+
+
+BAD = {
+    "mode": ({"mode": "auto"}, "`mode` must be 'min' or 'max'"),
+    "no model": ({"bn_data": numpy.ones((3, 4))}, "`bn_data` needs `model`"),
+    "no number": ({"score": lambda path: [1, 2]}, "must return a number"),
+    "no paths": ({"paths": []}, "at least one checkpoint"),
+    "input": ({"output": "0.weights.h5", "overwrite": True}, "must not be one"),
+    "no config": ({"output": "soup.keras"}, "must be `.keras` files"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_argument_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = files(tmp_path)
+    changed, message = BAD[name]
+    arguments = {"paths": paths, "score": value, "output": "soup.weights.h5"}
+    with pytest.raises(ValueError, match=message):
+        greedy_soup(**arguments | changed)
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_a_model_without_normalization_needs_no_data(tmp_path):
+    model = compiled(models.dense())
+    path = tmp_path / "0.weights.h5"
+    model.save_weights(path)
+    with pytest.raises(ValueError, match="BatchNormalization"):
+        greedy_soup(
+            [path],
+            lambda model: 0,
+            tmp_path / "soup.weights.h5",
+            model=model,
+            bn_data=data(1)[0],
+        )
+    assert not (tmp_path / "soup.weights.h5").exists()
