@@ -120,13 +120,14 @@ def greedy_soup(
 
     Example:
 
-    >>> import tempfile, keras
+    >>> import tempfile, keras, numpy
     >>> from keras_wavg import greedy_soup
-    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    >>> layer = keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((1,)), layer])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     paths = [f"{folder}/{k}.weights.h5" for k in range(3)]
     ...     for path, value in zip(paths, (1.0, 5.0, 9.0)):
-    ...         model.layers[0].kernel.assign([[value]])
+    ...         model.set_weights([numpy.full((1, 1), value)])
     ...         model.save_weights(path)
     ...     report = greedy_soup(
     ...         paths,
