@@ -108,7 +108,8 @@ def greedy_soup(
             from the model that holds the weights.
         output: The file to write, see `average_checkpoints`.
         model: A built Keras model to load the weights in, or `None`. In the end
-            it holds the soup; after an error, what it held before.
+            it holds the soup; after an error, what it held before. Its
+            optimizer is left alone; averages of callbacks begin anew.
         bn_data: What `update_bn` takes, to measure the statistics of
             `BatchNormalization` for each candidate, which needs `model`.
             Defaults to `None`: they are averaged like weights.
@@ -314,8 +315,9 @@ def _number(score: Any) -> float:
 
 def _load(model: Any, path: Path) -> None:
     with warnings.catch_warnings():
-        # The files have no state of an optimizer, and it is to stay as it is.
+        # The files have no optimizer and no averages of callbacks with them.
         warnings.filterwarnings("ignore", "Skipping variable loading for opt")
+        warnings.filterwarnings("ignore", "What was loaded has no average")
         model.load_weights(path)
 
 

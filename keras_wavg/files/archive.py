@@ -1,9 +1,11 @@
 """`.keras` files: a zip archive with the weights in it."""
 
 import contextlib
+import copy
 import shutil
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,13 @@ from keras_wavg.files.source import Source, printable
 
 WEIGHTS = "model.weights.h5"
 
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    EOFError,
+    struct.error,
+)
 _MAX_MEMBERS = 10_000
 _ENCRYPTED = 1
 # A member may promise this many bytes for each byte of the archive.
@@ -66,7 +75,8 @@ def write_archive(path: Path, weights: Path, like: Path) -> None:
     ):
         for member in old.infolist():
             if member.filename != WEIGHTS:
-                with old.open(member) as read, new.open(member, "w") as write:
+                like_it = copy.copy(member)  # writing changes it
+                with old.open(member) as read, new.open(like_it, "w") as write:
                     shutil.copyfileobj(read, write)
         info = zipfile.ZipInfo(WEIGHTS, (1980, 1, 1, 0, 0, 0))
         info.file_size = weights.stat().st_size
@@ -80,7 +90,7 @@ def _archive(source: Source) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(source.path) as archive:
             _check(source, archive)
             yield archive
-    except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error) as error:
+    except _DAMAGE as error:
         source.refuse(f"it is not a sound zip archive ({error})")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 
 from keras_wavg import atomic
-from keras_wavg.files.checkpoint import Checkpoint, Opener, suffix_of
+from keras_wavg.files.checkpoint import Opener, suffix_of
 from keras_wavg.files.checksum import checksum, digest
 from keras_wavg.files.coefficients import factors
 from keras_wavg.files.output import Output
@@ -18,9 +18,6 @@ from keras_wavg.files.streaming import Block, Progress, for_each
 from keras_wavg.files.summing import Summing
 
 _SHARD_SIZE = 5 << 30  # What Keras has in a shard if nobody says.
-# Above that, each read opens its file for itself: a process may have about a
-# thousand open.
-_MOST_OPEN = 200
 
 Paths = Sequence[str | os.PathLike[str]]
 
@@ -173,12 +170,7 @@ def planned(
         )
     with contextlib.ExitStack() as stack:
         opener = Opener()
-        checkpoints: list[Checkpoint] = []
-        for path in given:
-            checkpoint = stack.enter_context(opener.open(path))
-            checkpoints.append(checkpoint)
-            if len(checkpoints) > _MOST_OPEN:
-                checkpoint.release()
+        checkpoints = [stack.enter_context(opener.open(p)) for p in given]
         yield make_plan(
             checkpoints, numbers, strict=strict, optimizer=optimizer
         )

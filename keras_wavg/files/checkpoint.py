@@ -16,6 +16,9 @@ from keras_wavg.files.source import Source
 
 SUFFIXES = (".weights.h5", ".weights.json", ".keras")
 
+# A process may have about a thousand files open. Above this, each read opens
+# its file for itself.
+_MOST_OPEN = 200
 # `libhdf5` takes about 1 KiB for each group and array, with their attributes.
 _MOST_PER_OBJECT = 1 << 13
 
@@ -66,11 +69,6 @@ class Checkpoint:
         files = [self.path, *(source.path for source in self.sources)]
         return path.exists() and any(path.samefile(file) for file in files)
 
-    def release(self) -> None:
-        """Let its files go. A later read opens them for itself."""
-        for source in self.sources:
-            source.close()
-
     def check_unchanged(self) -> None:
         """Refuse it if a file has been written to since it was opened.
 
@@ -120,6 +118,7 @@ class Opener:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Structure, bytes | None]] = {}
+        self._opened = 0
 
     @contextlib.contextmanager
     def open(self, path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
@@ -143,6 +142,9 @@ class Opener:
             for source, listed in _sources(path):
                 stack.enter_context(source)
                 structure = self._structure(source)
+                self._opened += 1
+                if self._opened > _MOST_OPEN:
+                    source.close()
                 _check_index(source, structure, listed)
                 repeated = arrays.keys() & structure.arrays.keys()
                 if repeated:

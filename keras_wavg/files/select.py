@@ -66,10 +66,12 @@ class Selection(Sequence[Path]):
 
     def __str__(self) -> str:
         rows = [
-            (str(c.path), str(c.epoch), _text(c.score)) for c in self.chosen
+            (str(c.path), str(c.epoch), _text(c.score), "chosen")
+            for c in self.chosen
         ]
-        rows += [(str(p), "", why) for p, why in self.left_out.items()]
-        return f"{self.rule}:\n" + table(("checkpoint", "epoch", "score"), rows)
+        rows += [(str(p), "", "", why) for p, why in self.left_out.items()]
+        header = ("checkpoint", "epoch", "score", "")
+        return f"{self.rule}:\n{table(header, rows)}"
 
 
 def select_checkpoints(
