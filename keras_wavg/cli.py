@@ -222,7 +222,7 @@ def _bar(verb: str, *, quiet: bool) -> Iterator[Progress]:
     )
     hidden = quiet or not console.is_terminal
     with bars.Progress(*columns, console=console, disable=hidden) as shown:
-        task = shown.add_task(verb)
+        task = shown.add_task(verb, total=None)
 
         def progress(done: int, total: int) -> None:
             shown.update(task, completed=done, total=total)

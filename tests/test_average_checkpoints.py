@@ -377,7 +377,7 @@ def test_progress_is_told(tmp_path):
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == sorted(seen)
-    assert seen[-1] == (4_000_000, 4_000_000)
+    assert seen[-1] == (8_000_000, 8_000_000)
 
 
 def test_an_error_in_the_midst_stops_all_threads_and_leaves_nothing(tmp_path):

@@ -56,8 +56,8 @@ def average_checkpoints(
             to `False`.
         optimizer: `"drop"`, or `"last"` to copy the optimizer's state from the
             last file. It is never averaged. Defaults to `"drop"`.
-        progress: Function that is called with the bytes done and the bytes in
-            all, or `None`.
+        progress: Function that is called with the bytes that have been read
+            and those there are, now and then, or `None`.
 
     Example:
 
@@ -133,13 +133,21 @@ def execute(
         for name in made.names:
             refuse_output(output.with_name(name), overwrite=overwrite)
         summing = Summing(plan, made, strict=strict)
-        for_each(summing.work, summing.arrays, progress)
+        for_each(summing.work, summing.arrays, _of_all(plan, progress))
         _carry(plan, made)
         for checkpoint in plan.checkpoints:
             checkpoint.check_unchanged()
         report = _report(plan, summing, output, made_of)
         made.finish(report.provenance())
     return report
+
+
+def _of_all(plan: FilePlan, progress: Progress | None) -> Progress | None:
+    """The progress in bytes of all checkpoints, given that in those of one."""
+    count = len(plan.checkpoints)
+    if progress is None:
+        return None
+    return lambda done, total: progress(count * done, count * total)
 
 
 @contextlib.contextmanager
