@@ -22,6 +22,7 @@ _DAMAGE = (
 )
 _MAX_MEMBERS = 10_000
 _ENCRYPTED = 1
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # A member may promise this many bytes for each byte of the archive.
 _MAX_RATIO, _MAX_SMALL = 4, 1 << 26
 
@@ -103,6 +104,8 @@ def _check(source: Source, archive: zipfile.ZipFile) -> None:
         parts = name.replace("\\", "/").split("/")
         if name.startswith("/") or ".." in parts or not name.isprintable():
             source.refuse(f"it has a member named {printable(name)}")
+    if any(m.compress_type not in _METHODS for m in members):
+        source.refuse("a member in it is compressed by an unusual method")
     total = sum(member.file_size for member in members)
     if total > _MAX_RATIO * source.size + _MAX_SMALL:
         source.refuse(f"it promises {total} bytes, far more than it has")

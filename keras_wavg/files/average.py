@@ -138,6 +138,8 @@ def execute(
         for checkpoint in plan.checkpoints:
             checkpoint.check_unchanged()
         report = _report(plan, summing, output, made_of)
+        if like:
+            _check_same(plan, like)
         made.finish(report.provenance())
     return report
 
@@ -254,6 +256,15 @@ def archive_like(plan: FilePlan, output: Path) -> Path | None:
             "`paths`. Write a `.weights.h5`, or add one with weight 0."
         )
     return archives[-1] if archives else None
+
+
+def _check_same(plan: FilePlan, like: Path) -> None:
+    """Refuse an archive that another one was moved over."""
+    for checkpoint in plan.checkpoints:
+        if checkpoint.path == like:
+            for source in checkpoint.sources:
+                source.close()  # so that it is opened again
+            checkpoint.check_unchanged()
 
 
 def _shard_size(plan: FilePlan) -> int:

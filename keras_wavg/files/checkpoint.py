@@ -12,7 +12,7 @@ from keras_wavg.files import archive, shards
 from keras_wavg.files.hdf5.reading import read_structure
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
 from keras_wavg.files.hdf5.window import Window
-from keras_wavg.files.source import Source
+from keras_wavg.files.source import Source, printable
 
 SUFFIXES = (".weights.h5", ".weights.json", ".keras")
 
@@ -21,6 +21,7 @@ SUFFIXES = (".weights.h5", ".weights.json", ".keras")
 _MOST_OPEN = 200
 # `libhdf5` takes about 1 KiB for each group and array, with their attributes.
 _MOST_PER_OBJECT = 1 << 13
+_PIECE = 1 << 20
 
 PROVENANCE = "keras_wavg"
 """The attribute of the root that tells how a file was made."""
@@ -53,6 +54,11 @@ class Checkpoint:
     sources: Sequence[Source]
     groups: Mapping[str, Attributes]
     arrays: Mapping[str, Stored]
+
+    @property
+    def name(self) -> str:
+        """The path, without anything that a terminal would obey."""
+        return printable(str(self.path))
 
     @functools.cached_property
     def weights(self) -> dict[str, Stored]:
@@ -146,7 +152,11 @@ class Opener:
                 if self._opened > _MOST_OPEN:
                     source.close()
                 _check_index(source, structure, listed)
-                repeated = arrays.keys() & structure.arrays.keys()
+                repeated = (
+                    arrays.keys() & structure.arrays.keys()
+                    | arrays.keys() & structure.groups.keys()
+                    | groups.keys() & structure.arrays.keys()
+                )
                 if repeated:
                     source.refuse("another shard has it too", min(repeated))
                 sources.append(source)
@@ -197,8 +207,10 @@ def _digest(source: Source, structure: Structure) -> bytes | None:
     if source.size - sum(a.nbytes for a in arrays) > _MOST_PER_OBJECT * objects:
         return None
     digest, window, start = hashlib.sha256(), Window(source), 0
-    for array in sorted(arrays, key=lambda array: array.offset):
-        digest.update(window.read(start, array.offset - start))
+    arrays.sort(key=lambda array: array.offset)
+    # An empty one at the end, for what comes after the last.
+    for array in (*arrays, Array("uint8", (0,), source.size)):
+        for at in range(start, array.offset, _PIECE):
+            digest.update(window.read(at, min(_PIECE, array.offset - at)))
         start = array.offset + array.nbytes
-    digest.update(window.read(start, source.size - start))
     return digest.digest()

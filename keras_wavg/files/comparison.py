@@ -19,8 +19,8 @@ def mismatches(ours: Checkpoint, theirs: Checkpoint) -> dict[str, str]:
         Dict from the path inside of each variable to what is the matter.
     """
     mine, other = ours.weights, theirs.weights
-    found = dict.fromkeys(mine.keys() - other.keys(), f"only in {ours.path}")
-    found |= dict.fromkeys(other.keys() - mine.keys(), f"only in {theirs.path}")
+    found = dict.fromkeys(mine.keys() - other.keys(), f"only in {ours.name}")
+    found |= dict.fromkeys(other.keys() - mine.keys(), f"only in {theirs.name}")
     for path in mine.keys() & other.keys():
         one, two = mine[path].array, other[path].array
         if one.shape != two.shape or one.dtype != two.dtype:

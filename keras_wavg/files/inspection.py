@@ -115,7 +115,13 @@ def _provenance(text: str | None) -> dict[str, Any] | None:
             }
             for source in kept["sources"]
         ]
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+    ):
         return None
     return {"sources": sources, "checksum": kept.get("checksum")}
 

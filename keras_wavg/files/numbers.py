@@ -48,11 +48,9 @@ def encode(values: Numbers, dtype: str) -> Numbers:
     Returns:
         Array of `uint8`. What is out of the range of the type is infinite.
     """
-    with numpy.errstate(over="ignore"):
-        rounded = values.astype("float32" if dtype == "bfloat16" else dtype)
     if dtype != "bfloat16":
-        return rounded.view("uint8")
-    bits = rounded.view("uint32")
+        return values.astype(dtype).view("uint8")
+    bits = values.astype("float32").view("uint32")
     # Half of the last digit that stays, ties to even. This would carry a NaN
     # over into a number.
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

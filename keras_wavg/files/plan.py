@@ -94,7 +94,7 @@ def make_plan(
         if strict and problems:
             raise ValueError(
                 "Checkpoints must have the same variables to be averaged. "
-                f"Received: {checkpoint.path} and {last.path}, which differ: "
+                f"Received: {checkpoint.name} and {last.name}, which differ: "
                 f"{listed(problems)}. Pass `strict=False` to average what all "
                 "have and take the rest from the last one."
             )
@@ -104,7 +104,7 @@ def make_plan(
     if not averaged:
         raise ValueError(
             "Checkpoints must share variables of a floating-point type. "
-            f"Received: {[str(c.path) for c in checkpoints]}, which share "
+            f"Received: {[c.name for c in checkpoints]}, which share "
             f"{sorted(shared) or 'none'}"
         )
     rest = {p: part_of(p) for p in last.arrays if part_of(p) != "weights"}
@@ -131,7 +131,7 @@ def _carried(
     if not carried:
         raise ValueError(
             "With `optimizer='last'`, the last checkpoint must have the state "
-            f"of an optimizer. Received: {last.path}, which has none. Pass "
+            f"of an optimizer. Received: {last.name}, which has none. Pass "
             "`optimizer='drop'`."
         )
     return carried
@@ -140,7 +140,7 @@ def _carried(
 def _notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
     last = checkpoints[-1]
     return [
-        f"{checkpoint.path} has the same layer names as {last.path}, at other "
+        f"{checkpoint.name} has the same layer names as {last.name}, at other "
         "places"
         for checkpoint in checkpoints[:-1]
         if are_renamed(checkpoint, last)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_wavg.files.source import Source, printable
 
-_MAX_INDEX = 1 << 26
+_MAX_INDEX = 1 << 22
 
 
 def read_index(path: Path) -> dict[str, set[str]]:
@@ -41,6 +41,8 @@ def read_index(path: Path) -> dict[str, set[str]]:
             if not isinstance(name, str) or not _is_shard(path, name):
                 source.refuse(f"it names {printable(repr(name))} as a shard")
             shards.setdefault(name, set()).add(group)
+        if not shards:
+            source.refuse("it names no shards")
         return shards
 
 

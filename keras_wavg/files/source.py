@@ -111,7 +111,7 @@ class Source:
             os.close(descriptor)
 
     def _require(self, offset: int, size: int) -> None:
-        if offset + size > self.size:
+        if offset < 0 or offset + size > self.size:
             self.refuse("it ends too early, or points outside of itself")
 
     def _check(self, status: os.stat_result) -> None:

@@ -71,6 +71,7 @@ class Summing:
         self.source_sums[number][block.index] = numbers.bit_sum(data)
         return data
 
+    @numpy.errstate(invalid="ignore", over="ignore")  # It is refused below.
     def _mean(self, block: Block) -> numbers.Numbers:
         array = self.arrays[block.path]
         count = block.nbytes // array.itemsize
@@ -109,8 +110,8 @@ class Summing:
             raise ValueError(
                 "Variables of integers must be the same in all checkpoints, as "
                 f"they cannot be averaged. Received: {path} ({array.dtype} of "
-                f"shape {array.shape}), which differs between {one.path} and "
-                f"{two.path}. "
+                f"shape {array.shape}), which differs between {one.name} and "
+                f"{two.name}. "
                 + (
                     "Average the weights from before quantization."
                     if is_quantized

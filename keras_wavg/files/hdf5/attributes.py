@@ -35,6 +35,8 @@ class AttributeReader:
             self._window.refuse("an attribute is not a string")
         _, address, index = self._window.unpack_message("<IQI", message[value:])
         text = message[name:datatype].rstrip(b"\0").decode("ascii", "replace")
+        if not (text and text.isascii() and text.isprintable()):
+            self._window.refuse("the name of an attribute is not a plain text")
         return text, self._string(address, index)
 
     def _read_string(self, address: int, index: int) -> str:
@@ -55,7 +57,7 @@ class AttributeReader:
             index, length = struct.unpack_from("<H6xQ", collection, start)
             if not index:  # the free space at the end
                 break
-            strings[index] = collection[start + 16 :][:length]
+            strings[index] = collection[start + 16 : start + 16 + length]
             start += 16 + up_to_8(length)
         return strings
 

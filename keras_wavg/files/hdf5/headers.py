@@ -17,6 +17,8 @@ _FOREIGN = {
     11: "a compressed array. Load the file in the model and save it again",
 }
 _SHARED = 2
+# `libhdf5` keeps no more than 64 KiB of attributes there.
+_MAX_HEADER = 1 << 20
 
 Message = tuple[int, bytes]
 
@@ -28,7 +30,11 @@ def messages(window: Window, address: int) -> list[Message]:
         window.refuse("an object is missing, or not as Keras writes it")
     found: list[Message] = []
     blocks = [(address + 16, size)]
+    total = 0
     for start, length in blocks:
+        total += length
+        if total > _MAX_HEADER:
+            window.refuse("the header of an object is too long")
         for kind, body in _block(window, window.read(start, length)):
             if kind == CONTINUATION:
                 place, more = window.unpack_message("<2Q", body)
@@ -42,7 +48,9 @@ def messages(window: Window, address: int) -> list[Message]:
 def _block(window: Window, block: bytes) -> Iterator[Message]:
     start = 0
     while start < len(block):
-        kind, size, flags = window.unpack_message("<2HB", block[start:][:8])
+        kind, size, flags = window.unpack_message(
+            "<2HB", block[start : start + 8]
+        )
         end = start + 8 + size
         if kind in _FOREIGN:
             window.refuse(f"there is {_FOREIGN[kind]}")

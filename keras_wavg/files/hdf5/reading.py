@@ -66,6 +66,8 @@ class _Reader:
     def _read_object(self, path: str, address: int, depth: int) -> None:
         self._window.path = path
         self._window.visit(address)
+        # The same names over and over would be long paths in a short file.
+        self._window.spend(len(path))
         found = _by_kind(headers.messages(self._window, address))
         attributes = dict(
             map(self._attributes.read, found.pop(headers.ATTRIBUTE, ()))
@@ -155,6 +157,13 @@ class _Reader:
             if array.offset + array.nbytes > arrays[following].offset:
                 self._window.path = following
                 self._window.refuse("two arrays share bytes")
+        for path in filled:
+            array = arrays[path]
+            if self._window.is_within(
+                array.offset, array.offset + array.nbytes
+            ):
+                self._window.path = path
+                self._window.refuse("an array and the structure share bytes")
 
 
 def _by_kind(messages: Sequence[headers.Message]) -> dict[int, list[bytes]]:

@@ -145,11 +145,11 @@ class _Encoder:
             + _padded(text)
             + _padded(datatypes.STRING)
             + scalar
-            + struct.pack("<IQI", len(value.encode()), *self._strings[value])
+            + struct.pack("<IQI", *self._strings[value])
         )
 
-    def _add_strings(self, texts: set[str]) -> dict[str, tuple[int, int]]:
-        places: dict[str, tuple[int, int]] = {}
+    def _add_strings(self, texts: set[str]) -> dict[str, tuple[int, int, int]]:
+        places: dict[str, tuple[int, int, int]] = {}
         for batch in _batches(sorted(texts), _STRINGS_IN_COLLECTION):
             body = b"".join(
                 struct.pack("<2H4xQ", index, 1, len(text.encode()))
@@ -161,7 +161,10 @@ class _Encoder:
             free = struct.pack("<8xQ", size - 16 - len(body))
             head = struct.pack("<4sB3xQ", b"GCOL", 1, size)
             address = self._add((head + body + free).ljust(size, b"\0"))
-            places |= {text: (address, i) for i, text in enumerate(batch, 1)}
+            places |= {
+                text: (len(text.encode()), address, i)
+                for i, text in enumerate(batch, 1)
+            }
         return places
 
     def _add_names(self, names: Sequence[str]) -> tuple[int, dict[str, int]]:
