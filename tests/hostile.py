@@ -610,7 +610,7 @@ WEIGHTS = {
         stored_as(shape=(8,), dtype="float32", external=[("fifo", 0, 32)]),
         "an array in an external file",
     ),
-    "virtual variable": (edited(virtual), OTHER),
+    "virtual variable": (edited(virtual), "not stored as Keras writes it"),
     "soft link": (linked(lambda folder: h5py.SoftLink("1")), LINK),
     "soft link to itself": (linked(lambda folder: h5py.SoftLink("2")), LINK),
     "soft link to nothing": (linked(lambda folder: h5py.SoftLink("no")), LINK),

@@ -8,8 +8,9 @@ DATASPACE, DATATYPE, LAYOUT, ATTRIBUTE, GROUP = 1, 3, 8, 12, 17
 FILL, CONTINUATION = 5, 16
 LINK_INFO, LINK, GROUP_INFO = 2, 6, 10
 
-# Room for more, the fill value in two versions, and hints of sizes.
-_IGNORED = {0, 4, FILL, GROUP_INFO}
+# Room for more, the fill value in two versions, hints of sizes, and the time
+# of the last change, which earlier versions of h5py wrote.
+_IGNORED = {0, 4, FILL, GROUP_INFO, 14, 18}
 _KNOWN = {DATASPACE, DATATYPE, LAYOUT, ATTRIBUTE, CONTINUATION}
 _KNOWN |= {GROUP, LINK_INFO, LINK}
 _FOREIGN = {
