@@ -16,6 +16,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+import keras_wavg.files.archive  # noqa: F401 - else it would be opened later
 from keras_wavg.files.average import average_checkpoints
 from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum

@@ -278,14 +278,12 @@ def _shard_size(plan: FilePlan) -> int:
 
 
 def _carry(plan: FilePlan, output: Output) -> None:
-    stored = plan.last.arrays
-    carried = {
-        p: stored[p].array for p in plan.copied if p not in plan.last.weights
-    }
+    last = plan.last
+    carried = {p: last.arrays[p] for p in plan.copied if p not in last.weights}
 
     def copy(block: Block) -> None:
         data = numpy.empty(block.nbytes, "uint8")
-        stored[block.path].read_into(data.data, block.start)
+        last.read_into(block.path, data.data, block.start)
         output.slot(block.path).write(data.data, block.start)
 
     for_each(copy, carried)

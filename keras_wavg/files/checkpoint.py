@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import hashlib
+import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from keras_wavg.files import archive, shards
+from keras_wavg.files import shards
 from keras_wavg.files.hdf5.reading import read_structure
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
 from keras_wavg.files.hdf5.window import Window
@@ -23,20 +25,23 @@ _MOST_OPEN = 200
 _MOST_PER_OBJECT = 1 << 13
 _PIECE = 1 << 20
 
+Gap = tuple[int, int]
+"""First byte and length."""
+
 PROVENANCE = "keras_wavg"
 """The attribute of the root that tells how a file was made."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An array, and the file that has its bytes."""
+class Contents(Structure):
+    """The structure of a checkpoint, whatever files it is in.
 
-    source: Source
-    array: Array
+    Checkpoints of one run share one.
+    """
 
-    def read_into(self, view: memoryview, start: int) -> None:
-        """Fill a view with bytes of the array, from its byte `start` on."""
-        self.source.read_into(view, self.array.offset + start)
+    @functools.cached_property
+    def weights(self) -> dict[str, Array]:
+        """The arrays that are variables of the model's layers."""
+        return {p: a for p, a in self.arrays.items() if part_of(p) == "weights"}
 
 
 @dataclass(frozen=True)
@@ -46,29 +51,49 @@ class Checkpoint:
     Args:
         path: `pathlib.Path` by which it was opened.
         sources: Sequence of the `Source`s of its HDF5 files.
-        groups: Dict from the path of each group to its attributes.
-        arrays: Dict from the path of each array to a `Stored`.
+        contents: A `Contents`.
+        homes: Dict from the path of each array to its `Source`, where there are
+            several.
     """
 
     path: Path
     sources: Sequence[Source]
-    groups: Mapping[str, Attributes]
-    arrays: Mapping[str, Stored]
+    contents: Contents
+    homes: Mapping[str, Source]
 
     @property
     def name(self) -> str:
         """The path, without anything that a terminal would obey."""
         return printable(str(self.path))
 
-    @functools.cached_property
-    def weights(self) -> dict[str, Stored]:
+    @property
+    def groups(self) -> Mapping[str, Attributes]:
+        """From the path of each group to its attributes."""
+        return self.contents.groups
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """From the path of each array to what it is."""
+        return self.contents.arrays
+
+    @property
+    def weights(self) -> Mapping[str, Array]:
         """The arrays that are variables of the model's layers."""
-        return {p: a for p, a in self.arrays.items() if part_of(p) == "weights"}
+        return self.contents.weights
 
     @property
     def provenance(self) -> str | None:
         """What this library wrote in it, as JSON."""
         return self.groups[""].get(PROVENANCE)
+
+    def source_of(self, path: str) -> Source:
+        """The file that an array is in."""
+        return self.homes[path] if self.homes else self.sources[0]
+
+    def read_into(self, path: str, view: memoryview, start: int) -> None:
+        """Fill a view with bytes of an array, from its byte `start` on."""
+        offset = self.contents.arrays[path].offset + start
+        self.source_of(path).read_into(view, offset)
 
     def is_at(self, path: Path) -> bool:
         """Whether `path` leads to one of its files."""
@@ -119,11 +144,22 @@ def suffix_of(path: Path, name: str) -> str:
     )
 
 
+def archive_room() -> Any:
+    """The module for `.keras` files: not all need it, and it takes a while."""
+    return importlib.import_module("keras_wavg.files.archive")
+
+
+class _Known(NamedTuple):
+    contents: Contents
+    gaps: Sequence[Gap]
+    digest: bytes
+
+
 class Opener:
     """Opens checkpoints, and reads the same structure only once."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Structure, bytes | None]] = {}
+        self._known: dict[int, _Known] = {}
         self._opened = 0
 
     @contextlib.contextmanager
@@ -142,45 +178,59 @@ class Opener:
         """
         path = Path(path)
         with contextlib.ExitStack() as stack:
-            sources: list[Source] = []
-            groups: dict[str, Attributes] = {}
-            arrays: dict[str, Stored] = {}
+            parts: list[tuple[Source, Contents]] = []
             for source, listed in _sources(path):
                 stack.enter_context(source)
-                structure = self._structure(source)
+                contents = self._contents(source)
+                _check_index(source, contents, listed)
+                parts.append((source, contents))
                 self._opened += 1
                 if self._opened > _MOST_OPEN:
                     source.close()
-                _check_index(source, structure, listed)
-                repeated = (
-                    arrays.keys() & structure.arrays.keys()
-                    | arrays.keys() & structure.groups.keys()
-                    | groups.keys() & structure.arrays.keys()
-                )
-                if repeated:
-                    source.refuse("another shard has it too", min(repeated))
-                sources.append(source)
-                for group, attributes in structure.groups.items():
-                    groups[group] = {**groups.get(group, {}), **attributes}
-                for name, array in structure.arrays.items():
-                    arrays[name] = Stored(source, array)
-            yield Checkpoint(path, sources, groups, arrays)
+            yield _checkpoint(path, parts)
 
-    def _structure(self, source: Source) -> Structure:
+    def _contents(self, source: Source) -> Contents:
         # The files of one run differ in their numbers alone. Bytes that are
         # the same around these have the same structure.
         known = self._known.get(source.size)
-        if known and _digest(source, known[0]) == known[1] is not None:
-            return known[0]
-        structure = read_structure(source)
-        self._known[source.size] = structure, _digest(source, structure)
-        return structure
+        if known and _digest(source, known.gaps) == known.digest:
+            return known.contents
+        read = read_structure(source)
+        contents, gaps = Contents(read.groups, read.arrays), _gaps(source, read)
+        if gaps is not None:
+            known = _Known(contents, gaps, _digest(source, gaps))
+            self._known[source.size] = known
+        return contents
+
+
+def _checkpoint(
+    path: Path, parts: Sequence[tuple[Source, Contents]]
+) -> Checkpoint:
+    sources = [source for source, _ in parts]
+    if len(parts) == 1:
+        return Checkpoint(path, sources, parts[0][1], {})
+    merged = Contents()
+    homes: dict[str, Source] = {}
+    for source, part in parts:
+        repeated = (
+            merged.arrays.keys() & (part.arrays.keys() | part.groups.keys())
+        ) | (merged.groups.keys() & part.arrays.keys())
+        if repeated:
+            source.refuse("another shard has it too", min(repeated))
+        merged.arrays.update(part.arrays)
+        homes |= dict.fromkeys(part.arrays, source)
+        for group, attributes in part.groups.items():
+            merged.groups[group] = {
+                **merged.groups.get(group, {}),
+                **attributes,
+            }
+    return Checkpoint(path, sources, merged, homes)
 
 
 def _sources(path: Path) -> Iterator[tuple[Source, set[str] | None]]:
     suffix = suffix_of(path, "path")
     if suffix == ".keras":
-        yield archive.open_weights(path), None
+        yield archive_room().open_weights(path), None
     elif suffix == ".weights.h5":
         yield Source(path), None
     else:
@@ -200,17 +250,24 @@ def _check_index(
         )
 
 
-def _digest(source: Source, structure: Structure) -> bytes | None:
-    """Of all bytes that are not those of an array, unless they are too many."""
+def _gaps(source: Source, structure: Structure) -> list[Gap] | None:
+    """Where the bytes are that are not those of an array, unless too many."""
     arrays = [array for array in structure.arrays.values() if array.nbytes]
     objects = len(structure.groups) + len(structure.arrays)
     if source.size - sum(a.nbytes for a in arrays) > _MOST_PER_OBJECT * objects:
         return None
-    digest, window, start = hashlib.sha256(), Window(source), 0
+    gaps, start = [], 0
     arrays.sort(key=lambda array: array.offset)
     # An empty one at the end, for what comes after the last.
     for array in (*arrays, Array("uint8", (0,), source.size)):
-        for at in range(start, array.offset, _PIECE):
-            digest.update(window.read(at, min(_PIECE, array.offset - at)))
+        pieces = range(start, array.offset, _PIECE)
+        gaps += [(at, min(_PIECE, array.offset - at)) for at in pieces]
         start = array.offset + array.nbytes
+    return gaps
+
+
+def _digest(source: Source, gaps: Sequence[Gap]) -> bytes:
+    digest, window = hashlib.sha256(), Window(source)
+    for start, size in gaps:
+        digest.update(window.read(start, size))
     return digest.digest()

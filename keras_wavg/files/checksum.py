@@ -27,14 +27,12 @@ def checksum(checkpoint: Checkpoint, progress: Progress | None = None) -> str:
     Returns:
         String of 64 hexadecimal digits.
     """
-    weights = checkpoint.weights
-    arrays = {path: stored.array for path, stored in weights.items()}
+    arrays = checkpoint.weights
     sums = room_for_sums(arrays)
 
     def work(block: Block) -> None:
         data = numpy.empty(block.nbytes, "uint8")
-        stored = weights[block.path]
-        stored.read_into(data.data, block.start)
+        checkpoint.read_into(block.path, data.data, block.start)
         sums[block.index] = bit_sum(data)
 
     for_each(work, arrays, progress)

@@ -14,7 +14,6 @@ from keras_wavg.files import numbers
 from keras_wavg.files.checkpoint import (
     Checkpoint,
     Opener,
-    Stored,
     part_of,
 )
 from keras_wavg.files.checksum import checksum, room_for_sums
@@ -97,7 +96,7 @@ def inspect_checkpoint(
     with Opener().open(path) as checkpoint:
         return Inspection(
             checkpoint.path,
-            {p: stored.array for p, stored in checkpoint.arrays.items()},
+            dict(checkpoint.arrays),
             _provenance(checkpoint.provenance),
             checksum(checkpoint, progress),
         )
@@ -208,13 +207,11 @@ def _distances(
     problems: Mapping[str, str],
     progress: Progress | None,
 ) -> dict[str, Distance]:
-    shared = {p: s for p, s in ours.weights.items() if p not in problems}
-    arrays = {path: stored.array for path, stored in shared.items()}
+    arrays = {p: a for p, a in ours.weights.items() if p not in problems}
     squares = numpy.zeros((len(room_for_sums(arrays)), 3))
 
     def work(block: Block) -> None:
-        one = _values(shared[block.path], block)
-        two = _values(theirs.arrays[block.path], block)
+        one, two = _values(ours, block), _values(theirs, block)
         apart = numpy.abs(one - two)
         squares[block.index] = apart @ apart, one @ one, apart.max()
 
@@ -228,10 +225,10 @@ def _distances(
     return {path: _distance(*found[path]) for path in arrays}
 
 
-def _values(stored: Stored, block: Block) -> numbers.Numbers:
+def _values(checkpoint: Checkpoint, block: Block) -> numbers.Numbers:
     data = numpy.empty(block.nbytes, "uint8")
-    stored.read_into(data.data, block.start)
-    dtype = stored.array.dtype
+    checkpoint.read_into(block.path, data.data, block.start)
+    dtype = checkpoint.arrays[block.path].dtype
     if dtype in numbers.FLOATS:
         return numbers.decode(data, dtype).astype("float64")
     return data.view(dtype).astype("float64")

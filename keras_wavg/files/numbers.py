@@ -63,9 +63,9 @@ def is_finite(stored: Numbers, dtype: str) -> bool:
     return bool(numpy.isfinite(decode(stored, dtype)).all())
 
 
-def bit_sum(stored: Numbers) -> int:
+def bit_sum(stored: Numbers) -> Any:
     """The sum of bytes, taken as integers of 64 bits, modulo `2**64`."""
-    rest = len(stored) % 8
-    total = int(stored[: len(stored) - rest].view("uint64").sum(dtype="uint64"))
-    tail = int.from_bytes(stored[len(stored) - rest :].tobytes(), "little")
-    return (total + tail) % 2**64
+    size = len(stored)
+    if size % 8:
+        stored = numpy.append(stored, numpy.zeros(-size % 8, "uint8"))
+    return numpy.add.reduce(stored.view("uint64"))

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from keras_wavg.files import archive, shards
-from keras_wavg.files.checkpoint import PROVENANCE, suffix_of
+from keras_wavg.files import shards
+from keras_wavg.files.checkpoint import PROVENANCE, archive_room, suffix_of
 from keras_wavg.files.hdf5.structure import Array, Structure
 from keras_wavg.files.hdf5.writing import encode, place
+
+_LARGE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,10 @@ class Slot:
         while done < len(data):
             at = self.offset + start + done
             done += os.pwrite(self.descriptor, data[done:], at)
+        if len(data) >= _LARGE and hasattr(os, "posix_fadvise"):
+            # Has Linux begin to bring it to the disk, instead of at the end.
+            at, advice = self.offset + start, os.POSIX_FADV_DONTNEED
+            os.posix_fadvise(self.descriptor, at, len(data), advice)
 
 
 class Image:
@@ -121,7 +127,7 @@ class Output:
             self._write_index()
         if self._suffix == ".keras" and self._like:
             weights = self._images[0].path
-            archive.write_archive(self._path, weights, self._like)
+            archive_room().write_archive(self._path, weights, self._like)
             weights.unlink()
 
     def _parts(
@@ -139,7 +145,7 @@ class Output:
         if self._suffix == ".weights.h5":
             return self._path
         if self._suffix == ".keras":
-            return self._path.with_name(archive.WEIGHTS)
+            return self._path.with_name(archive_room().WEIGHTS)
         return self._path.with_name(shards.shard_name(self._path, number))
 
     def _write_index(self) -> None:

@@ -50,8 +50,8 @@ class FilePlan:
     def arrays(self) -> dict[str, Array]:
         """The arrays of the output."""
         kept = self.averaged | self.compared | self.copied.keys()
-        stored = self.last.arrays
-        return {path: stored[path].array for path in stored if path in kept}
+        arrays = self.last.arrays
+        return {path: arrays[path] for path in arrays if path in kept}
 
     @property
     def structure(self) -> Structure:
@@ -99,8 +99,8 @@ def make_plan(
                 "have and take the rest from the last one."
             )
         unshared |= problems
-    shared = {p: s for p, s in last.weights.items() if p not in unshared}
-    averaged = {p for p, s in shared.items() if s.array.dtype in FLOATS}
+    shared = {p: a for p, a in last.weights.items() if p not in unshared}
+    averaged = {p for p, a in shared.items() if a.dtype in FLOATS}
     if not averaged:
         raise ValueError(
             "Checkpoints must share variables of a floating-point type. "

@@ -71,10 +71,15 @@ class Source:
         Raises:
             ValueError: If there are fewer.
         """
-        self._require(offset, len(view))
+        size = len(view)
+        self._require(offset, size)
+        if self._descriptor is not None:
+            count = os.preadv(self._descriptor, [view], self._start + offset)
+            if count == size:
+                return
         with self._opened() as descriptor:
             done = 0
-            while done < len(view):
+            while done < size:
                 at = self._start + offset + done
                 count = os.preadv(descriptor, [view[done:]], at)
                 if not count:

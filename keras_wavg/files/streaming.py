@@ -1,6 +1,5 @@
 """Many files at once, a mebibyte at a time, by a few threads."""
 
-import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -58,36 +57,52 @@ def for_each(
         arrays: Dict from paths to `Array`s.
         progress: See `Progress`.
     """
-    queue = _Queue(arrays, progress)
-
-    def work_on() -> None:
-        while batch := queue.next_batch():
-            for block in batch:
-                work(block)
-            queue.count(batch)
-
-    threads = min(os.cpu_count() or 1, _MOST_THREADS)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        try:
-            running = [pool.submit(work_on) for _ in range(threads)]
-            for done in concurrent.futures.as_completed(running):
-                done.result()
-        finally:
-            # After an error, or Ctrl-C, the others are not to go on.
-            queue.stop()
+    queue = _Queue(work, arrays, progress)
+    count = min(os.cpu_count() or 1, _MOST_THREADS)
+    others = [threading.Thread(target=queue.run) for _ in range(count - 1)]
+    try:
+        for thread in others:
+            thread.start()
+        queue.run()
+    finally:
+        # After an error, or Ctrl-C, the others are not to go on.
+        queue.stop()
+        for thread in others:
+            thread.join()
+    if queue.error is not None:
+        raise queue.error
 
 
 class _Queue:
     def __init__(
-        self, arrays: Mapping[str, Array], progress: Progress | None
+        self,
+        work: Callable[[Block], None],
+        arrays: Mapping[str, Array],
+        progress: Progress | None,
     ) -> None:
+        self.error: BaseException | None = None
+        self._work = work
         self._blocks = blocks(arrays)
         self._lock = threading.Lock()
         self._progress = progress
         self._done = 0
         self._total = sum(array.nbytes for array in arrays.values())
 
-    def next_batch(self) -> list[Block]:
+    def run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                for block in batch:
+                    self._work(block)
+                self._count(batch)
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+            self.stop()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._blocks = iter(())
+
+    def _next_batch(self) -> list[Block]:
         # Many small blocks at a time: handing one out takes as long as it does.
         batch: list[Block] = []
         size = 0
@@ -99,12 +114,8 @@ class _Queue:
                     break
         return batch
 
-    def count(self, batch: list[Block]) -> None:
+    def _count(self, batch: list[Block]) -> None:
         if self._progress is not None:
             with self._lock:
                 self._done += sum(block.nbytes for block in batch)
                 self._progress(self._done, self._total)
-
-    def stop(self) -> None:
-        with self._lock:
-            self._blocks = iter(())

@@ -28,16 +28,17 @@ class Summing:
         self._output = output
         self._strict = strict
         self._buffers = _Buffers()
-        self._weights = [c.weights for c in plan.checkpoints]
         # Always the same, so that the order in which they are given is nothing.
         self._order = sorted(
             range(len(plan.checkpoints)),
             key=lambda i: (str(plan.checkpoints[i].path), self._factor(i)),
         )
+        self._counted = [i for i in self._order if self._factor(i)]
+        self._uncounted = [i for i in self._order if not self._factor(i)]
         self.arrays = {
             path: array
             for path, array in plan.arrays.items()
-            if path in self._weights[-1]
+            if path in plan.last.weights
         }
         self.output_sums = room_for_sums(self.arrays)
         self.source_sums = [self.output_sums.copy() for _ in self._order]
@@ -66,8 +67,8 @@ class Summing:
 
     def _read(self, number: int, block: Block) -> numbers.Numbers:
         data = self._buffers.data[: block.nbytes]
-        stored = self._weights[number][block.path]
-        stored.read_into(data.data, block.start)
+        checkpoint = self._plan.checkpoints[number]
+        checkpoint.read_into(block.path, data.data, block.start)
         self.source_sums[number][block.index] = numbers.bit_sum(data)
         return data
 
@@ -77,17 +78,17 @@ class Summing:
         count = block.nbytes // array.itemsize
         kind = numbers.accumulator(array.dtype)
         total, product = self._buffers.room(kind, count)
-        total.fill(-0.0)  # to which a negative zero can be added
-        for number in self._order:
-            data = self._read(number, block)
-            factor = self._factor(number)
-            if not factor:
-                continue
-            values = numbers.decode(data, array.dtype)
-            if factor != 1:
-                numpy.multiply(values, factor, out=product, dtype=kind)
-                values = product
+        first, *others = self._counted
+        values = numbers.decode(self._read(first, block), array.dtype)
+        numpy.multiply(values, self._factor(first), out=total, dtype=kind)
+        for number in others:
+            values = numbers.decode(self._read(number, block), array.dtype)
+            if self._factor(number) != 1:
+                factor = self._factor(number)
+                values = numpy.multiply(values, factor, out=product, dtype=kind)
             numpy.add(total, values, out=total)
+        for number in self._uncounted:  # for their checksums
+            self._read(number, block)
         total /= self._plan.factors.divisor
         made = numbers.encode(total, array.dtype)
         if not numbers.is_finite(made, array.dtype):
@@ -122,10 +123,11 @@ class Summing:
 
     def _refuse_not_finite(self, block: Block) -> None:
         dtype = self.arrays[block.path].dtype
-        for number in self._order:
+        for number in self._counted:
             data = self._read(number, block)
-            if self._factor(number) and not numbers.is_finite(data, dtype):
-                self._weights[number][block.path].source.refuse(
+            if not numbers.is_finite(data, dtype):
+                checkpoint = self._plan.checkpoints[number]
+                checkpoint.source_of(block.path).refuse(
                     "it has NaN or infinite weights", block.path
                 )
         raise ValueError(

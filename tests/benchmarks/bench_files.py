@@ -1,0 +1,154 @@
+"""What it costs to average saved weights, beside the other ways to do it.
+
+    KERAS_BACKEND=jax python tests/benchmarks/bench_files.py [FOLDER]
+
+A table for 8 files of 103 MB, one for 8 of 419 MB and one for 1,000 small ones;
+and one of how time and memory grow with the number of files. A row is a whole
+process, from its start to its end, and the memory that it took at most. The
+first is the limit: read all files and write one, with two threads and without a
+look at the numbers. The next two wait for the disk as well, as a safe tool
+must, and import NumPy.
+
+Files are in memory when they are read. Rows are run in turn, round by round, so
+that a machine that slows down slows all of them down; medians are printed. It
+takes 7 GB in FOLDER, or where temporary files are. This process imports nothing
+big: the memory of a process counts what it was started from.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+PEERS = [sys.executable, str(Path(__file__).with_name("file_peers.py"))]
+OURS = (
+    "import sys, keras_wavg; "
+    "keras_wavg.average_checkpoints(sys.argv[2:], sys.argv[1])"
+)
+COMMAND_LINE = [sys.executable, "-m", "keras_wavg", "average"]
+
+Command = list[str]
+Run = tuple[float, float]
+
+
+def main() -> None:
+    """Print all tables."""
+    print(
+        f"keras {version('keras')}, {os.environ.get('KERAS_BACKEND')}, "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"on {sys.platform}"
+    )
+    bench("resnet", count=8, rounds=5, growth=64)
+    bench("dense", count=8, rounds=3)
+    bench("small", count=1000, rounds=3)
+
+
+def bench(kind: str, count: int, rounds: int, growth: int = 0) -> None:
+    """Tables for files of one kind."""
+    with tempfile.TemporaryDirectory(dir=[*sys.argv, None][1]) as parent:
+        folder = Path(parent, kind)
+        subprocess.run([*PEERS, "make", str(folder), str(count)], check=True)
+        files = sorted(folder.glob("*.h5"))
+        size = f"{files[0].stat().st_size / 1e6:.3g} MB"
+        output = folder / "mean.weights.h5"
+        title = f"{count} files of {size}, {kind}"
+        report(title, commands(files, output), output, rounds)
+        if growth:
+            more = links(files, growth)
+            rows = {
+                f"average_checkpoints, {len(paths)}": ours(paths, output)
+                for paths in (files, more)
+            }
+            title = f"{count} files of {size}, and {growth} hard links to them"
+            report(title, rows, output, rounds)
+
+
+def links(files: list[Path], count: int) -> list[Path]:
+    """More paths to the same files: links, which take no room."""
+    paths = []
+    for number in range(count):
+        paths.append(files[0].with_name(f"link_{number:04}.weights.h5"))
+        os.link(files[number % len(files)], paths[-1])
+    return paths
+
+
+def commands(files: list[Path], output: Path) -> dict[str, Command]:
+    """Each way to average files."""
+    saved = list(map(str, files))
+    safe = [f"{file}".replace(".weights.h5", ".safetensors") for file in files]
+    options = ["-o", str(output), "--overwrite"]
+
+    def peer(function: str, paths: list[str]) -> Command:
+        return [*PEERS, function, str(output), *paths]
+
+    rows = {
+        "limit": peer("limit", saved),
+        "limit, fsync": peer("limit_fsync", saved),
+        "limit, fsync, import NumPy": peer("limit_numpy", saved),
+        "average_checkpoints": ours(files, output),
+        "keras-wavg average": [*COMMAND_LINE, *saved, *options],
+        "Keras loop": peer("keras_loop", saved),
+        "safetensors, NumPy": peer("safetensors_numpy", safe),
+    }
+    if os.environ.get("KERAS_BACKEND") == "torch":
+        rows["safetensors, torch"] = peer("safetensors_torch", safe)
+    return rows
+
+
+def ours(files: list[Path], output: Path) -> Command:
+    """The function in a process of its own."""
+    return [sys.executable, "-c", OURS, str(output), *map(str, files)]
+
+
+def report(
+    title: str, rows: dict[str, Command], output: Path, rounds: int
+) -> None:
+    """Run the rows in turn and print medians, and ratios to the first.
+
+    One round goes before, and does not count.
+    """
+    runs: dict[str, list[Run]] = {name: [] for name in rows}
+    for _ in range(rounds + 1):
+        for name, command in rows.items():
+            runs[name].append(measure(command, output))
+    seconds = {name: [run[0] for run in runs[name][1:]] for name in runs}
+    first = next(iter(seconds.values()))
+    print(
+        f"\n{title}\n{'':28}{'median s':>10}{'ratio':>8}{'min - max s':>18}"
+        f"{'peak MB':>9}"
+    )
+    for name, times in seconds.items():
+        ratio = statistics.median(
+            t / base for t, base in zip(times, first, strict=True)
+        )
+        span = f"{min(times):.3f} - {max(times):.3f}"
+        peak = max(memory for _, memory in runs[name])
+        median = statistics.median(times)
+        print(f"{name:28}{median:10.3f}{ratio:8.2f}{span:>18}{peak:9.0f}")
+
+
+def measure(command: Command, output: Path) -> Run:
+    """Run a process, to its end.
+
+    Returns:
+        Seconds, and megabytes at most.
+    """
+    os.sync()
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    output.unlink()
+    return seconds, usage.ru_maxrss * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()
