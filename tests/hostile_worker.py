@@ -23,7 +23,7 @@ from keras_wavg.files.checksum import checksum
 from keras_wavg.files.inspection import inspect_checkpoint
 
 MEMORY = 256 << 20
-SECONDS = 5
+SECONDS = 30
 EVENTS = ("subprocess.", "os.system", "os.exec", "socket.", "pickle.")
 LIBRARIES = tuple(sysconfig.get_paths().values())
 
