@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import keras_wavg.files.archive  # noqa: F401 - else it would be opened later
@@ -47,7 +46,7 @@ def audit(event, arguments):
 def attempt(folder, parent):
     """What comes of a sample, in a process that may crash or hang."""
     read, write = os.pipe()
-    before, start = names(folder), time.monotonic()
+    before = names(folder)
     if not (child := os.fork()):
         limit()
         result = outcome(folder, parent)
@@ -62,7 +61,7 @@ def attempt(folder, parent):
     return {
         **(json.loads(text) if text else {**failed, "inspection": failed}),
         "left": sorted(names(folder) - before),
-        "seconds": time.monotonic() - start,
+        "seconds": usage.ru_utime + usage.ru_stime,
         "mebibytes": usage.ru_maxrss // 1024,
     }
 

@@ -158,6 +158,19 @@ def test_names_that_look_like_markup_are_printed_as_they_are(folder):
     assert "[b]2.weights.h5" in result.stdout
 
 
+def test_names_that_a_terminal_would_obey_are_escaped(folder):
+    path = min(folder.iterdir())
+    odd = path.rename(folder / "\x1b[2J\n9-0.1.weights.h5")
+    for result in (
+        run("average", odd, "-o", folder / "a.weights.h5"),
+        run("average", folder, "--last", 1, "-o", folder / "b.weights.h5"),
+        run("inspect", folder / "a.weights.h5"),
+    ):
+        assert result.exit_code == 0, result.output
+        assert "\x1b" not in result.output
+        assert r"\x1b[2J\n9-0.1.weights.h5" in result.output
+
+
 def test_the_command_starts_without_keras(folder):
     path = min(folder.iterdir())
     code = (

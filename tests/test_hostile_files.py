@@ -144,7 +144,7 @@ def test_no_file_takes_long_or_much_memory(results):
     assert {
         name: (result["seconds"], result["mebibytes"])
         for name, result in results.items()
-        if result["seconds"] > 20 or result["mebibytes"] > usual + 128
+        if result["seconds"] > 4 or result["mebibytes"] > usual + 128
     } == {}
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -189,17 +189,9 @@ def planned(
 def planned_report(plan: FilePlan, output: Path) -> AverageReport:
     """What the report will be, without checksums."""
     archive_like(plan, output)
-    rows = zip(plan.checkpoints, plan.factors.coefficients, strict=True)
-    return AverageReport(
-        output=output,
-        sources=[SourceReport(c.path, share, "") for c, share in rows],
-        averaged=sorted(plan.averaged),
-        copied=dict.fromkeys(plan.compared, "if the same in all")
-        | dict(plan.copied),
-        dropped=dict(plan.dropped),
-        notes=tuple(plan.notes),
-        checksum="",
-    )
+    compared = dict.fromkeys(plan.compared, "if the same in all")
+    sources = _source_reports(plan, [""] * len(plan.checkpoints))
+    return _described(plan, output, compared, sources, "")
 
 
 def refuse_output(output: Path, *, overwrite: bool) -> None:
@@ -295,24 +287,41 @@ def _report(
     output: Path,
     made_of: Sequence[SourceReport] | None,
 ) -> AverageReport:
-    copied = dict.fromkeys(plan.compared, "the same in all")
-    copied |= dict.fromkeys(summing.differing, "integers that differ")
+    compared = dict.fromkeys(plan.compared, "the same in all")
+    compared |= dict.fromkeys(summing.differing, "integers that differ")
+    sources = made_of or _source_reports(plan, _checksums(plan, summing))
+    own = digest(summing.arrays, summing.output_sums)
+    return _described(plan, output, compared, sources, own)
+
+
+def _described(
+    plan: FilePlan,
+    output: Path,
+    compared: Mapping[str, str],
+    sources: Sequence[SourceReport],
+    checksum: str,
+) -> AverageReport:
     return AverageReport(
         output=output,
-        sources=tuple(made_of or _source_reports(plan, summing)),
+        sources=tuple(sources),
         averaged=tuple(sorted(plan.averaged)),
-        copied={**copied, **plan.copied},
+        copied={**compared, **plan.copied},
         dropped=dict(plan.dropped),
         notes=tuple(plan.notes),
-        checksum=digest(summing.arrays, summing.output_sums),
+        checksum=checksum,
     )
 
 
-def _source_reports(plan: FilePlan, summing: Summing) -> list[SourceReport]:
+def _checksums(plan: FilePlan, summing: Summing) -> list[str]:
     if plan.all_match:
-        checksums = [digest(summing.arrays, s) for s in summing.source_sums]
-    else:  # not all of a file has been read
-        checksums = [checksum(checkpoint) for checkpoint in plan.checkpoints]
+        return [digest(summing.arrays, sums) for sums in summing.source_sums]
+    # Not all of a file has been read.
+    return [checksum(checkpoint) for checkpoint in plan.checkpoints]
+
+
+def _source_reports(
+    plan: FilePlan, checksums: Sequence[str]
+) -> list[SourceReport]:
     paths = [checkpoint.path for checkpoint in plan.checkpoints]
     rows = zip(paths, plan.factors.coefficients, checksums, strict=True)
     return [SourceReport(*row) for row in rows]

@@ -1,7 +1,7 @@
 """What an averaging of checkpoints will do, decided before any is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from keras_wavg.files.checkpoint import Checkpoint, part_of
 from keras_wavg.files.coefficients import Factors
@@ -33,7 +33,7 @@ class FilePlan:
     compared: frozenset[str]
     copied: Mapping[str, str]
     dropped: Mapping[str, str]
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
 
     @property
     def last(self) -> Checkpoint:

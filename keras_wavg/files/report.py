@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from keras_wavg.files.source import printable
+
 
 @dataclass(frozen=True)
 class SourceReport:
@@ -82,10 +84,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     `rich` takes ten seconds for 20,000 rows, and there may be more.
     """
-    columns = zip(header, *rows, strict=True)
-    widths = [max(map(len, column)) for column in columns]
+    shown = [list(map(printable, row)) for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     line = "-" * (sum(widths) + 2 * len(widths) - 2)
-    first, *others = ["  ".join(_aligned(r, widths)) for r in (header, *rows)]
+    first, *others = ["  ".join(_aligned(row, widths)) for row in shown]
     return "\n".join(text.rstrip() for text in (first, line, *others))
 
 

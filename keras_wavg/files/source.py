@@ -74,6 +74,7 @@ class Source:
         size = len(view)
         self._require(offset, size)
         if self._descriptor is not None:
+            # For a small array, the context below takes longer than the read.
             count = os.preadv(self._descriptor, [view], self._start + offset)
             if count == size:
                 return
