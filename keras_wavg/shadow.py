@@ -171,6 +171,8 @@ class Shadow:
 
     def put_in(self, values: Sequence[Any]) -> None:
         """Let the averaged weights of the model be these."""
+        # What a failed `evaluate` left would come over them later.
+        attach_weights(self.model)
         self._swapping = True
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)

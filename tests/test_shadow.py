@@ -167,6 +167,42 @@ def test_an_interrupted_swap_loses_nothing():
     assert equal(model.get_weights(), raw)
 
 
+class Failing(keras.utils.PyDataset):
+    """Batches that come to an end too early."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise KeyError("no such batch")
+        x, y = data(1)
+        return x, y
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_training_goes_on_from_the_raw_weights_after_a_failed(name):
+    """JAX's trainer still holds the average as the weights of now."""
+    model, ema = compiled(models.batch_norm()), EMA(0.9)
+    fit(model, ema)
+    ema.restore()
+    raw = model.get_weights()
+    # TensorFlow has an error of its own for it.
+    with pytest.raises(Exception, match="no such batch"), ema.applied():
+        getattr(model, name)(Failing(), verbose=0)
+    assert equal(model.get_weights(), raw)
+    begun = Beginning()
+    fit(model, begun, ema)
+    assert equal(begun.weights, raw)
+
+
+class Beginning(keras.callbacks.Callback):
+    """The weights that a training begins with."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.weights = self.model.get_weights()
+
+
 def interrupt_after(count, variables):
     """Let Ctrl-C arrive between two assignments, once."""
     variable = variables[count]
