@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keras_wavg import plots
     from keras_wavg.batchnorm import update_bn
+    from keras_wavg.callbacks.bema import BEMA
     from keras_wavg.callbacks.ema import EMA
+    from keras_wavg.callbacks.evaluator import AverageEvaluator
     from keras_wavg.callbacks.fge import FGE
     from keras_wavg.callbacks.lawa import LAWA
     from keras_wavg.callbacks.lookahead import Lookahead
+    from keras_wavg.callbacks.power_ema import PowerEMA
     from keras_wavg.callbacks.swa import SWA
     from keras_wavg.callbacks.swag import SWAG
     from keras_wavg.files import coefficients
@@ -26,22 +29,28 @@ if TYPE_CHECKING:
         inspect_checkpoint,
     )
     from keras_wavg.files.select import select_checkpoints
+    from keras_wavg.files.synthesis import sweep, synthesize
     from keras_wavg.learning_rates import (
         AnnealToConstant,
         CyclicLearningRate,
         TriangularLearningRate,
     )
+    from keras_wavg.profile import Profile
     from keras_wavg.soup import greedy_soup
 
 __all__ = [
+    "BEMA",
     "EMA",
     "FGE",
     "LAWA",
     "SWA",
     "SWAG",
     "AnnealToConstant",
+    "AverageEvaluator",
     "CyclicLearningRate",
     "Lookahead",
+    "PowerEMA",
+    "Profile",
     "TriangularLearningRate",
     "average_checkpoints",
     "coefficients",
@@ -50,24 +59,32 @@ __all__ = [
     "inspect_checkpoint",
     "plots",
     "select_checkpoints",
+    "sweep",
+    "synthesize",
     "update_bn",
 ]
 
 _HOMES = {
+    "BEMA": "keras_wavg.callbacks.bema",
     "EMA": "keras_wavg.callbacks.ema",
     "FGE": "keras_wavg.callbacks.fge",
     "LAWA": "keras_wavg.callbacks.lawa",
     "SWA": "keras_wavg.callbacks.swa",
     "SWAG": "keras_wavg.callbacks.swag",
     "AnnealToConstant": "keras_wavg.learning_rates",
+    "AverageEvaluator": "keras_wavg.callbacks.evaluator",
     "CyclicLearningRate": "keras_wavg.learning_rates",
     "Lookahead": "keras_wavg.callbacks.lookahead",
+    "PowerEMA": "keras_wavg.callbacks.power_ema",
+    "Profile": "keras_wavg.profile",
     "TriangularLearningRate": "keras_wavg.learning_rates",
     "average_checkpoints": "keras_wavg.files.average",
     "diff_checkpoints": "keras_wavg.files.inspection",
     "greedy_soup": "keras_wavg.soup",
     "inspect_checkpoint": "keras_wavg.files.inspection",
     "select_checkpoints": "keras_wavg.files.select",
+    "sweep": "keras_wavg.files.synthesis",
+    "synthesize": "keras_wavg.files.synthesis",
     "update_bn": "keras_wavg.batchnorm",
 }
 _MODULES = {

@@ -15,13 +15,14 @@ import rich.console
 import typer
 from rich import progress as bars
 
-from keras_wavg.files import coefficients
+from keras_wavg.files import coefficients, synthesis
 from keras_wavg.files.average import (
     average_checkpoints,
     planned,
     planned_report,
     refuse_output,
 )
+from keras_wavg.files.checkpoint import is_checkpoint
 from keras_wavg.files.inspection import diff_checkpoints, inspect_checkpoint
 from keras_wavg.files.select import select_checkpoints
 from keras_wavg.files.streaming import Progress
@@ -144,6 +145,65 @@ def average(
 
 
 @app.command()
+def synthesize(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of snapshots.", metavar="FOLDER")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; for a sweep, a folder."
+        ),
+    ],
+    sigma_rel: Annotated[
+        float | None, typer.Option(help="Width of a power-function average.")
+    ] = None,
+    decay: Annotated[
+        float | None, typer.Option(help="Decay of an EMA instead.")
+    ] = None,
+    half_life: Annotated[
+        float | None, typer.Option(help="Or its half-life, in steps.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Many widths: FROM:TO:COUNT, a file sigma_<width> for each."
+        ),
+    ] = None,
+    max_residual: Annotated[
+        float, typer.Option(help="The largest residual that is accepted.")
+    ] = 0.1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files.")
+    ] = False,
+) -> None:
+    """Make the average of any horizon from snapshots of a training."""
+    with _readable_errors():
+        snapshots = sorted(p for p in folder.iterdir() if is_checkpoint(p))
+        options: dict[str, Any] = {
+            "max_residual": max_residual,
+            "overwrite": overwrite,
+        }
+        if sweep is None:
+            report = synthesis.synthesize(
+                snapshots,
+                output,
+                sigma_rel=sigma_rel,
+                decay=decay,
+                half_life=half_life,
+                **options,
+            )
+            typer.echo(str(report))
+            return
+        for width in _widths(sweep):
+            path = output / f"sigma_{width:g}.weights.h5"
+            made = synthesis.synthesize(
+                snapshots, path, sigma_rel=width, **options
+            )
+            typer.echo(f"{path}: residual {made.solution.residual:.2%}")
+
+
+@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.")],
     as_json: Json = False,
@@ -181,6 +241,15 @@ def _chosen(paths: Sequence[Path], **options: Any) -> Sequence[Path]:
     if is_to_select:
         raise typer.BadParameter("--last and --best need one folder")
     return paths
+
+
+def _widths(text: str) -> list[float]:
+    try:
+        first, last, count = text.split(":")
+        low, high, most = float(first), float(last), int(count) - 1
+        return [low + (high - low) * i / max(1, most) for i in range(most + 1)]
+    except ValueError as error:
+        raise typer.BadParameter(f"--sweep {text}: FROM:TO:COUNT") from error
 
 
 def _weights(text: str, count: int) -> list[float]:

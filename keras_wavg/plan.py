@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_wavg.profile import Profile
 from keras_wavg.sampling import Sampling
 
 Include = str | Callable[[str], bool] | None
@@ -31,6 +32,10 @@ class Plan:
         kept: Function from the count of steps or samples that an average covers
             to the names of the arrays that are kept besides it, for each
             weight.
+        profile: Function from the times of the samples and that of now, in
+            optimizer steps, to the `Profile` of the average.
+        counts_samples: Boolean, whether the count beside the average is of
+            samples, and not of optimizer steps.
         overwrite_every: Integer, the optimizer steps from one writing of the
             average into the trained weights to the next, or `None`.
     """
@@ -41,4 +46,6 @@ class Plan:
     include: Include = None
     starts_from_initial: bool = False
     kept: Callable[[int], Sequence[str]] = nothing
+    profile: Callable[[Sequence[float], int], Profile] = Profile.mean
+    counts_samples: bool = True
     overwrite_every: int | None = None

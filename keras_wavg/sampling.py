@@ -28,6 +28,18 @@ class Sampling(abc.ABC):
     def counted(self, steps: int, epochs: int) -> int:
         """The units since the start, at a time; none or fewer before it."""
 
+    @abc.abstractmethod
+    def times(self, count: int, last: int) -> list[float]:
+        """When the samples were taken, in optimizer steps.
+
+        Args:
+            count: Positive integer, the samples so far.
+            last: Integer, when the last of them was taken.
+
+        Returns:
+            List of numbers, as if all intervals had been alike.
+        """
+
     def pending(
         self, pending: int, *, ended: tuple[int, int], now: tuple[int, int]
     ) -> int:
@@ -69,6 +81,11 @@ class EverySteps(Sampling):
         """The steps since the start."""
         return steps - self.start if epochs >= self.start_epoch else 0
 
+    def times(self, count: int, last: int) -> list[float]:
+        """So many steps before the last, and so on."""
+        first = last - self.every * (count - 1)
+        return [first + self.every * i for i in range(count)]
+
 
 @dataclass(frozen=True)
 class EveryEpochs(Sampling):
@@ -91,3 +108,8 @@ class EveryEpochs(Sampling):
         """The epochs since the start."""
         del steps
         return epochs - self.start_epoch
+
+    def times(self, count: int, last: int) -> list[float]:
+        """At the ends of epochs that are all as long."""
+        epochs = [self.start_epoch + self.every * (i + 1) for i in range(count)]
+        return [last * epoch / epochs[-1] for epoch in epochs]

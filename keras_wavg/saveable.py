@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import h5py
 import keras
 import numpy
 
@@ -98,9 +99,19 @@ def saved_averages(model: Any) -> dict[str, SavedAverage]:
     return {k: v for k, v in vars(model).items() if k.startswith(_PREFIX)}
 
 
-def save_weights_alone(model: Any, filepath: Any) -> None:
-    """Save the weights without the optimizer and without the averages."""
+def save_weights_alone(
+    model: Any, filepath: Any, attributes: Mapping[str, str] | None = None
+) -> None:
+    """Save the weights without the optimizer and without the averages.
+
+    Args:
+        model: A Keras model.
+        filepath: String or `pathlib.Path` that ends in `.weights.h5`.
+        attributes: Dict of texts to be written into the file, or `None`.
+    """
     keras.saving.save_weights(model, filepath, objects_to_skip=_others(model))
+    with h5py.File(filepath, "a") as file:
+        file.attrs.update(attributes or {})
 
 
 def load_weights_alone(model: Any, filepath: Any) -> None:

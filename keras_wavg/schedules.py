@@ -155,6 +155,32 @@ class FromInitial(Schedule):
 
 
 @dataclass(frozen=True)
+class Power(Schedule):
+    """The share of a step grows as a power of its number: `t**exponent`.
+
+    `1 - (1 - interval / steps) ** (exponent + 1)`: the average over the last
+    share of training, whatever its length. The first coefficient is 1.
+
+    Args:
+        exponent: Float, 0 or more; gamma in the paper. At 0 all steps count the
+            same.
+
+    References:
+        Karras et al., 2024, https://arxiv.org/abs/2312.02696, section 3.1
+    """
+
+    exponent: float
+    starts_from_initial = False
+
+    def coefficient(
+        self, steps: Number, interval: Number, ops: Any = numpy
+    ) -> Number:
+        """Coefficient of the sample at `steps`, `interval` after the last."""
+        kept = (self.exponent + 1) * ops.log1p(-interval / steps)
+        return -ops.expm1(kept)
+
+
+@dataclass(frozen=True)
 class Uniform(Schedule):
     """All samples have the same share, whatever time lies between them.
 

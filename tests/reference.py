@@ -112,6 +112,28 @@ def swag_moments(
     return average, variance, deviations[-rank:]
 
 
+def power(
+    samples: Sequence[Weights], exponent: float, every: int = 1
+) -> list[numpy.ndarray]:
+    """Power-function average: each step has a share like `step**exponent`.
+
+    The steps up to a sample have the sample's weights.
+
+    Args:
+        samples: Weights after optimizer step 1, 2, ...
+        exponent: Gamma of the paper.
+        every: Optimizer steps between samples.
+
+    Returns:
+        List of float64 arrays.
+    """
+    ends = range(every, len(samples) + 1, every)
+    masses = [
+        end ** (exponent + 1) - (end - every) ** (exponent + 1) for end in ends
+    ]
+    return weighted_mean([samples[end - 1] for end in ends], masses)
+
+
 def weighted_mean(
     samples: Sequence[Weights], weights: Sequence[float]
 ) -> list[numpy.ndarray]:
@@ -126,3 +148,50 @@ def weighted_mean(
         / sum(weights)
         for c in columns
     ]
+
+
+def bema(
+    samples: Sequence[Weights],
+    initial: Weights,
+    *,
+    every: int,
+    start: int = 0,
+    ema_power: float = 0.5,
+    bias_power: float = 0.2,
+    lag: float = 10.0,
+    multiplier: float = 1.0,
+    trained: Sequence[bool] | None = None,
+) -> list[numpy.ndarray]:
+    """BEMA after the latest update, as the paper writes it.
+
+    Args:
+        samples: Weights after optimizer step 1, 2, ...
+        initial: Weights after step `start`.
+        every: Optimizer steps between updates.
+        start: Optimizer steps of the burn-in.
+        ema_power: `kappa`.
+        bias_power: `eta`.
+        lag: `rho`.
+        multiplier: `gamma`.
+        trained: Whether gradients train each weight, by which the lag is
+            corrected. All of them if missing.
+
+    Returns:
+        List of float64 arrays.
+    """
+    ema = first = [w.astype("float64") for w in initial]
+    out = first
+    for step in range(start + every, len(samples) + 1, every):
+        time = lag + multiplier * (step - start)
+        alpha, beta = time**-bias_power, time**-ema_power
+        weights = [w.astype("float64") for w in samples[step - 1]]
+        ema = [
+            (1 - beta) * e + beta * w for e, w in zip(ema, weights, strict=True)
+        ]
+        out = [
+            e + alpha * (w - f) if moves else e
+            for e, w, f, moves in zip(
+                ema, weights, first, trained or [True] * len(ema), strict=True
+            )
+        ]
+    return out

@@ -16,7 +16,7 @@ import keras
 import models
 import numpy
 
-from keras_wavg import EMA, FGE, LAWA, SWA, SWAG
+from keras_wavg import BEMA, EMA, FGE, LAWA, SWA, SWAG
 
 EPOCHS = 4
 
@@ -56,6 +56,8 @@ def averages(run, folder):
         LAWA(2, every=2, swap=False),
         SWAG(rank=2, swap=False),
         FGE(4),
+        BEMA(5, swap=False),
+        BEMA(2, start=3, swap=False, name="bema_late"),
     ]
 
 
@@ -218,7 +220,7 @@ def ends(model, emas):
         arrays[f"{ema.name}_counts"] = numpy.array(ema._shadow.counters)
         for i, average in enumerate(ema.get_weights()):
             arrays[f"{ema.name}_{i}"] = average
-        if isinstance(ema, LAWA | SWAG):
+        if isinstance(ema, BEMA | LAWA | SWAG):
             for name, kept in ema._shadow.averages.kept().items():
                 for i, array in enumerate(kept):
                     arrays[f"{ema.name}_{name}_{i}"] = array

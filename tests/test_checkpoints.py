@@ -7,7 +7,7 @@ import models
 import pytest
 from models import BATCH, compiled, data
 
-from keras_wavg import EMA, LAWA, SWA, SWAG, Lookahead
+from keras_wavg import BEMA, EMA, LAWA, SWA, SWAG, Lookahead
 
 ORDERS = list(itertools.permutations(range(3)))
 X, Y = data(6)
@@ -17,6 +17,7 @@ AVERAGES = {
     "SWA": lambda: SWA(2, bn_data=X),
     "LAWA": lambda: LAWA(2),
     "SWAG": lambda: SWAG(every_steps=4, bn_data=X),
+    "BEMA": lambda: BEMA(4),
     "Lookahead": lambda: Lookahead(4),
 }
 

@@ -10,6 +10,7 @@ import pytest
 import typer.testing
 import weights_files
 
+from keras_wavg import Profile
 from keras_wavg.cli import app
 
 
@@ -194,3 +195,49 @@ def test_it_is_a_module_too(folder):
     )
     assert "layers/dense/vars/0" in result.stdout
     assert result.stderr == ""
+
+
+def snapshots(folder):
+    """Averages of weights that were their own step, with their profiles."""
+    for steps in range(100, 1100, 100):
+        for sigma_rel in (0.05, 0.1):
+            profile = Profile.power(sigma_rel, steps)
+            value = profile.shares @ profile.times
+            path = folder / f"sigma_{sigma_rel}-{steps:05}.weights.h5"
+            weights_files.write(path, {"vars/0": numpy.full(2, value)})
+            with h5py.File(path, "a") as file:
+                file.attrs["keras_wavg_profile"] = profile.to_json()
+
+
+def test_snapshots_make_an_average_of_another_width(tmp_path):
+    snapshots(tmp_path)
+    output = tmp_path / "made.weights.h5"
+    result = run("synthesize", tmp_path, "--sigma-rel", 0.12, "-o", output)
+    assert result.exit_code == 0, result.output
+    assert "residual 0." in result.stdout
+    target = Profile.power(0.12, 1000)
+    (got, _) = weights_files.read(output)["vars/0"]
+    assert got == pytest.approx(target.shares @ target.times, abs=2)
+
+
+def test_a_sweep_makes_many(tmp_path):
+    (tmp_path / "run").mkdir()
+    snapshots(tmp_path / "run")
+    result = run(
+        "synthesize", tmp_path / "run", "--sweep", "0.06:0.14:3", "-o", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in tmp_path.glob("*.h5"))
+    assert names == [f"sigma_{w}.weights.h5" for w in (0.06, 0.1, 0.14)]
+    wrong = run("synthesize", tmp_path, "--sweep", "0.06", "-o", tmp_path)
+    assert wrong.exit_code == 2
+    impossible = run(
+        "synthesize",
+        tmp_path / "run",
+        "--decay",
+        0.1,
+        "-o",
+        tmp_path / "a.weights.h5",
+    )
+    assert impossible.exit_code == 3
+    assert "residual" in impossible.stderr

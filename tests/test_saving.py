@@ -15,7 +15,7 @@ import pytest
 import reference
 from models import BATCH, compiled, data, equal
 
-from keras_wavg import EMA, FGE, LAWA, SWA, SWAG, Lookahead
+from keras_wavg import BEMA, EMA, FGE, LAWA, SWA, SWAG, Lookahead, PowerEMA
 
 X, Y = data(6)
 OPTIONS = {
@@ -49,6 +49,9 @@ AVERAGES = {
     "SWAG": functools.partial(SWAG, rank=2),
     "SWAG by steps": functools.partial(SWAG, rank=3, every_steps=2),
     "FGE": functools.partial(FGE, 4),
+    "BEMA": functools.partial(BEMA, 5),
+    "BEMA late": functools.partial(BEMA, 2, start=9, swap=False),
+    "PowerEMA": functools.partial(PowerEMA, (0.05, 0.2), every=3),
 }
 FILES = ["a.weights.h5", "a.weights.json", "a.keras"]
 
@@ -272,6 +275,7 @@ def generated():
         "LAWA",
         "SWAG by steps",
         "FGE",
+        "BEMA",
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*made no average")
@@ -533,6 +537,7 @@ def test_copies_exports_and_summaries_of_the_model_work(tmp_path):
             "LAWA",
             "SWAG",
             "Lookahead",
+            "BEMA",
         ]
     ),
 )
@@ -808,7 +813,7 @@ def test_a_device_other_than_the_host_is_refused(device):
 
 
 @pytest.mark.parametrize(
-    "options", ["default", "every", "textbook", "SWA", "LAWA", "SWAG"]
+    "options", ["default", "every", "textbook", "SWA", "LAWA", "SWAG", "BEMA"]
 )
 def test_an_orbax_checkpoint_goes_on_as_the_saved_model(options, tmp_path):
     pytest.importorskip("orbax.checkpoint", reason="Orbax is for JAX")

@@ -14,6 +14,7 @@ import numpy
 
 from keras_wavg.atomic import replacing
 from keras_wavg.plan import Plan
+from keras_wavg.profile import ATTRIBUTE, Profile
 from keras_wavg.running import RunningAverage
 from keras_wavg.saveable import (
     attach,
@@ -90,12 +91,28 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         """
         return self._required_average().get_weights()
 
+    def profile(self) -> Profile:
+        """What the average is made of: the share of each past step.
+
+        Samples count as evenly spaced, `every` steps or epochs apart.
+
+        Returns:
+            A `keras_wavg.Profile`.
+
+        Raises:
+            ValueError: If there is no average yet.
+        """
+        self._required_average()
+        found: Profile = self._running.profile()
+        return found
+
     def save_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Save the averaged weights, and nothing else, for use in any model.
 
         A plain weights file: no optimizer, no raw weights, no counts. What is
         not averaged is saved as it is. The model is left as it was, and the
-        file appears whole or not at all.
+        file appears whole or not at all. It carries the `profile()`, for
+        `keras_wavg.synthesize`.
 
         Args:
             filepath: String or `pathlib.Path` that ends in `.weights.h5`. A
@@ -118,9 +135,9 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 "The filename must end in `.weights.h5`. Received: "
                 f"filepath={filepath}"
             )
-        self._required_average()
+        kept = {ATTRIBUTE: self.profile().to_json()}
         with self.applied(), replacing(filepath) as written:
-            save_weights_alone(self.model, written)
+            save_weights_alone(self.model, written, kept)
 
     def update(self) -> None:
         """Tell that an optimizer step was made, in a loop without `fit`.

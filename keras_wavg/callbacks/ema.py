@@ -2,11 +2,14 @@
 
 import functools
 import math
+import warnings
+from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.backend import averages_of
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.plan import Include, Plan
+from keras_wavg.profile import Profile
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import (
     BiasCorrected,
@@ -19,6 +22,8 @@ from keras_wavg.schedules import (
 # An object of its own, to tell `EMA(0.999, half_life=10)`, which names both,
 # from `EMA(half_life=10)`.
 _DEFAULT_DECAY = float("0.999")
+# Of the weights from before training, before a warning says so.
+_TOO_MUCH = 0.05
 
 
 class EMA(WeightAveraging):
@@ -144,23 +149,43 @@ class EMA(WeightAveraging):
         self.every = arguments.integer("every", every, at_least=1)
         self.start = arguments.integer("start", start, at_least=0)
         decays = WarmUpDecay if warmup else ConstantDecay
-        schedule = BiasCorrected if bias_correction else FromInitial
+        schedules = BiasCorrected if bias_correction else FromInitial
+        schedule = schedules(decays(self.decay))
         plan = Plan(
             name=arguments.name(name, "ema" if swap else "ema_riding"),
             averages=functools.partial(
                 averages_of,
-                schedule=schedule(decays(self.decay)),
+                schedule=schedule,
                 start=self.start,
                 device=arguments.device(device),
             ),
             sampling=EverySteps(self.every, self.start),
             include=arguments.include(include),
             starts_from_initial=not bias_correction,
+            profile=functools.partial(
+                Profile.of_schedule, schedule, start=self.start
+            ),
+            counts_samples=False,
             overwrite_every=arguments.integer_or_none(
                 "overwrite_every", overwrite_every, at_least=1
             ),
         )
         super().__init__(plan, swap=swap)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Warn of a horizon that is longer than the training."""
+        super().on_train_end(logs)
+        if self.bias_correction or self._average() is None:
+            return
+        share = self.profile().initial_share
+        if share > _TOO_MUCH:
+            warnings.warn(
+                f"{share:.0%} of this `EMA` are still the weights from before "
+                "training. Lower its decay or train longer, or pass "
+                f"`bias_correction=True`. Received: decay={self.decay}, after "
+                f"{self._running.clock.now} optimizer steps.",
+                stacklevel=2,
+            )
 
 
 def _decay(decay: float, half_life: float | None) -> float:

@@ -8,6 +8,7 @@ from keras_wavg import arguments
 from keras_wavg.batchnorm import Measurement
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.plan import Include, Plan, nothing
+from keras_wavg.profile import Profile
 from keras_wavg.sampling import EveryEpochs, EverySteps, Sampling
 from keras_wavg.shadow import averaged_variables
 
@@ -18,6 +19,7 @@ class EpochAveraging(WeightAveraging, abc.ABC):
     Args:
         averages: See `Plan`.
         kept: See `Plan`.
+        profile: See `Plan`.
         start_epoch: Integer, the first epoch that counts, from 0 on.
         every: Positive integer, epochs from one sample to the next.
         every_steps: Positive integer, optimizer steps instead, or `None`.
@@ -32,6 +34,7 @@ class EpochAveraging(WeightAveraging, abc.ABC):
         averages: Callable[[Sequence[Any]], Any],
         *,
         kept: Callable[[int], Sequence[str]] = nothing,
+        profile: Callable[[Sequence[float], int], Profile] = Profile.mean,
         start_epoch: int,
         every: int,
         every_steps: int | None,
@@ -58,6 +61,7 @@ class EpochAveraging(WeightAveraging, abc.ABC):
             sampling=self._sampling(),
             include=arguments.include(include),
             kept=kept,
+            profile=profile,
         )
         super().__init__(plan, swap=swap)
 

@@ -1,11 +1,13 @@
 """Latest weight averaging."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.callbacks.epochs import EpochAveraging
 from keras_wavg.plan import Include
+from keras_wavg.profile import Profile
 from keras_wavg.samples.window import Window, window_keeps
 
 
@@ -69,6 +71,7 @@ class LAWA(EpochAveraging):
         super().__init__(
             functools.partial(Window, size=self.window),
             kept=functools.partial(window_keeps, self.window),
+            profile=self._profile,
             start_epoch=start_epoch,
             every=every,
             every_steps=every_steps,
@@ -77,3 +80,6 @@ class LAWA(EpochAveraging):
             include=include,
             name=name,
         )
+
+    def _profile(self, times: Sequence[float], steps: int) -> Profile:
+        return Profile.mean(times[-self.window :], steps)

@@ -6,6 +6,7 @@ from keras_wavg import arguments
 from keras_wavg.backend import averages_of
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.plan import Include, Plan
+from keras_wavg.profile import Profile
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import ConstantDecay, FromInitial
 
@@ -59,17 +60,20 @@ class Lookahead(WeightAveraging):
         self.every = arguments.integer("every", every, at_least=1)
         self.alpha = arguments.share("alpha", alpha)
         decay = (1 - self.alpha) ** (1 / self.every)
+        schedule = FromInitial(ConstantDecay(decay))
         plan = Plan(
             name=arguments.name(name, "lookahead"),
             averages=functools.partial(
                 averages_of,
-                schedule=FromInitial(ConstantDecay(decay)),
+                schedule=schedule,
                 start=0,
                 device=None,
             ),
             sampling=EverySteps(self.every),
             include=arguments.include(include),
             starts_from_initial=True,
+            profile=functools.partial(Profile.of_schedule, schedule),
+            counts_samples=False,
             overwrite_every=self.every,
         )
         super().__init__(plan, swap=swap)

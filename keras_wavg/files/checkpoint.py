@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _MOST_OPEN = 200
 # `libhdf5` takes about 1 KiB for each group and array, with their attributes.
 _MOST_PER_OBJECT = 1 << 13
 _PIECE = 1 << 20
+_SHARD = re.compile(r"(?P<base>.*)_\d{5}\.weights\.h5")
 
 Gap = tuple[int, int]
 """First byte and length."""
@@ -153,6 +155,14 @@ class _Known(NamedTuple):
     contents: Contents
     gaps: Sequence[Gap]
     digest: bytes
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the name is that of a checkpoint, and not of a part of one."""
+    shard = _SHARD.fullmatch(path.name)
+    if shard and path.with_name(f"{shard['base']}.weights.json").exists():
+        return False
+    return path.name.endswith(SUFFIXES)
 
 
 class Opener:

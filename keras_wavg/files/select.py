@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from keras_wavg import arguments
-from keras_wavg.files.checkpoint import SUFFIXES
+from keras_wavg.files.checkpoint import SUFFIXES, is_checkpoint
 from keras_wavg.files.report import table
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
@@ -21,7 +21,6 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 _NAME = re.compile(
     rf"(?P<epoch>\d+)(?:-(?P<score>(?=\D*\d*[.eEni]){_NUMBER}))?$"
 )
-_SHARD = re.compile(r"(?P<base>.*)_\d{5}\.weights\.h5")
 _HIGHER_IS_BETTER = ("acc", "auc", "f1", "fmeasure", "precision", "recall")
 
 
@@ -212,13 +211,7 @@ def _candidates(
 
 
 def _checkpoints(folder: Path) -> Iterator[Path]:
-    names = {path.name for path in folder.iterdir()}
-    for name in sorted(names):
-        shard = _SHARD.fullmatch(name)
-        if shard and f"{shard['base']}.weights.json" in names:
-            continue
-        if name.endswith(SUFFIXES):
-            yield folder / name
+    yield from filter(is_checkpoint, sorted(folder.iterdir()))
 
 
 def _refuse_two_of_an_epoch(found: Sequence[Candidate]) -> None:

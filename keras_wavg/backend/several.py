@@ -1,0 +1,101 @@
+"""Several averages of the same weights, updated together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_wavg.backend import attach_weights, averages_of
+from keras_wavg.backend.counting import Counters
+from keras_wavg.clock import Reading
+from keras_wavg.schedules import Schedule
+
+
+class Several:
+    """Averages by several schedules: the first one, and others besides it.
+
+    It has the verbs of `keras_wavg.backend`.
+
+    Args:
+        variables: Keras variables of floating type.
+        schedules: Sequence of `Schedule`s.
+        start: Integer, the optimizer step from which samples count.
+        device: `None` or `"cpu"`.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        schedules: Sequence[Schedule],
+        start: int,
+        device: str | None,
+    ) -> None:
+        self._all = [
+            averages_of(variables, schedule, start, device)
+            for schedule in schedules
+        ]
+        self._variables = variables
+
+    @property
+    def counters(self) -> Counters:
+        """The counts, the same for all."""
+        counters: Counters = self._all[0].counters
+        return counters
+
+    def bind(self, model: Any) -> None:
+        """Find the variables."""
+        for averages in self._all:
+            averages.bind(model)
+
+    def begin(self, model: Any) -> None:
+        """Let the averages be the weights of now."""
+        for averages in self._all:
+            averages.begin(model)
+
+    def update(self, model: Any, reading: Reading) -> None:
+        """Move all averages towards the weights of now."""
+        for averages in self._all:
+            averages.update(model, reading)
+
+    def read(self) -> Any:
+        """The first average."""
+        return self._all[0].read()
+
+    def snapshot(self) -> Any:
+        """The values of the variables."""
+        return self._all[0].snapshot()
+
+    def are_in_model(self) -> bool:
+        """Whether the variables are the first average."""
+        return bool(self._all[0].are_in_model())
+
+    def put_in(self, model: Any, index: int) -> None:
+        """Let the variables be one of the averages."""
+        attach_weights(model)
+        for variable, average in zip(
+            self._variables, self._all[index].read(), strict=True
+        ):
+            variable.assign(average)
+
+    def load(self, averages: Sequence[Any], counters: Counters) -> None:
+        """Let the first average and the counts be these."""
+        self._all[0].load(averages, counters)
+
+    def kept(self) -> Mapping[str, Any]:
+        """The averages besides the first."""
+        return {
+            name: averages.read()
+            for name, averages in zip(
+                several_keep(len(self._all), 1), self._all[1:], strict=True
+            )
+        }
+
+    def keep(self, kept: Mapping[str, Any]) -> None:
+        """Let the averages besides the first be these."""
+        for name, averages in zip(
+            several_keep(len(self._all), 1), self._all[1:], strict=True
+        ):
+            averages.load(kept[name], self.counters)
+
+
+def several_keep(count: int, steps: int) -> Sequence[str]:
+    """The names of what so many averages keep besides the first one."""
+    return [f"power_{i}" for i in range(1, count)] if steps else []

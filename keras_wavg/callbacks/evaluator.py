@@ -1,0 +1,267 @@
+"""The scores of the raw weights and of each average, side by side."""
+
+import contextlib
+import inspect
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_wavg import arguments
+from keras_wavg.backend import attach_weights, randomness_kept
+from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.shadow import raw_weights, shadow_in
+
+
+class AverageEvaluator(keras.callbacks.Callback):
+    """Evaluates the raw weights and each average at the end of an epoch.
+
+    The results go into the logs of the epoch, and so into `History`, as
+    `raw_val_loss`, `ema_val_loss`, and so on: the `name` of the average, then
+    what `validation_data` would have given. Any callback can monitor them,
+    wherever it is in the list: the evaluator makes itself the first one. (Keras
+    does not know of these names whether less is better: pass `mode="min"` or
+    `mode="max"`.)
+
+    What an epoch ends on is kept as if nobody had evaluated: weights, averages,
+    metrics, random seeds. So `ModelCheckpoint` and `EarlyStopping` save and
+    restore what the model holds: the average with `swap=True`, or the raw
+    weights if there is none. Monitor the score of that one.
+
+    Before its first update there is no average, and its score is that of the
+    raw weights. (With NaN for a first value Keras' callbacks would find no
+    later one better.)
+
+    One evaluation takes as long as a validation. With `validation_data` the
+    average with `swap=True` is evaluated twice. The compiled test function of
+    the model serves all of them.
+
+    Args:
+        x: Inputs, what `model.evaluate` takes and that can be gone through
+            again and again: arrays, a `keras.utils.PyDataset`, a
+            `tf.data.Dataset` or a `torch.utils.data.DataLoader`.
+        y: Targets, if they are not in `x`. Defaults to `None`.
+        averages: List of averaging callbacks, such as `EMA` and `SWA`, which
+            are in the `callbacks` of the same `fit`.
+        sample_weight: See `model.evaluate`. Defaults to `None`.
+        batch_size: See `model.evaluate`. Defaults to `None`.
+        steps: See `model.evaluate`. Defaults to `None`.
+        every: Positive integer, epochs from one evaluation to the next. The
+            first epoch of a `fit` is always evaluated; in the epochs between
+            the results are NaN. Defaults to `1`.
+        name: String, what the data is called in the logs. Several evaluators
+            of one `fit` need different ones. Defaults to `"val"`.
+
+    Example:
+
+    >>> import keras, numpy, keras_wavg
+    >>> from keras_wavg.callbacks.evaluator import AverageEvaluator
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = numpy.ones((64, 2)), numpy.ones((64, 1))
+    >>> ema = keras_wavg.EMA(0.9)
+    >>> slow = keras_wavg.EMA(0.99, swap=False, name="slow")
+    >>> evaluator = AverageEvaluator(x, y, averages=[ema, slow])
+    >>> history = model.fit(
+    ...     x, y, epochs=2, verbose=0, callbacks=[ema, slow, evaluator]
+    ... )
+    >>> sorted(history.history)
+    ['ema_val_loss', 'loss', 'raw_val_loss', 'slow_val_loss']
+
+    Raises:
+        ValueError: If `x`, `y` or `sample_weight` is an iterator, if
+            `averages` are not averaging callbacks of different names, if an
+            argument is out of its range. In `fit`, if an average is not in its
+            `callbacks`, or if there is another evaluator of the same name.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        averages: Sequence[WeightAveraging],
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        every: int = 1,
+        name: str = "val",
+    ) -> None:
+        super().__init__()
+        self.averages = _checked(averages)
+        self.every = arguments.integer("every", every, at_least=1)
+        self.name = arguments.name(name, "val")
+        self._data = {
+            "x": arguments.repeatable("x", x),
+            "y": arguments.repeatable("y", y),
+            "sample_weight": arguments.repeatable(
+                "sample_weight", sample_weight
+            ),
+            "batch_size": arguments.integer_or_none(
+                "batch_size", batch_size, at_least=1
+            ),
+            "steps": arguments.integer_or_none("steps", steps, at_least=1),
+        }
+        self._keys: list[str] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Become the first to hear of an epoch's end."""
+        self._keys = []
+        self._refuse_a_namesake()
+        callbacks = _callbacks_of_fit()
+        # Keras is going through this list. All it has yet to call stay put.
+        if any(callback is self for callback in callbacks):
+            callbacks.remove(self)
+            callbacks.insert(0, self)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Refuse an average that nobody updates."""
+        riding = self.params.get("averages", [])
+        missing = [a for a in self.averages if not any(a is r for r in riding)]
+        if missing:
+            raise ValueError(
+                "`averages` must be in the `callbacks` of the same `fit`. "
+                f"Received: {_named(missing)}, which "
+                f"{'is' if len(missing) == 1 else 'are'} not in them. Write "
+                "`callbacks=[average, evaluator]`."
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Evaluate, and put the results into `logs`."""
+        if self._keys and (epoch + 1) % self.every:
+            results = dict.fromkeys(self._keys, math.nan)
+        else:
+            results = self._results(epoch)
+            self._keys = list(results)
+        if logs is not None:
+            logs.update(results)
+
+    def _results(self, epoch: int) -> dict[str, Any]:
+        # Their own turn comes later. To be told twice makes no difference, but
+        # a subclass may write files, once.
+        for average in self.averages:
+            WeightAveraging.on_epoch_end(average, epoch)
+        results = {}
+        with _undisturbed(self.model), _all_averages_out(self.model):
+            raw = self._evaluate()
+            results["raw"] = raw
+            for average in self.averages:
+                results[average.name] = raw
+                if average._average() is not None:
+                    with average.applied():
+                        results[average.name] = self._evaluate()
+        return {
+            f"{whose}_{self.name}_{metric}": value
+            for whose, metrics in results.items()
+            for metric, value in metrics.items()
+        }
+
+    def _evaluate(self) -> Any:
+        with _weights_survive(self.model), warnings.catch_warnings():
+            # Keras warns of any end of data whose length it did not know.
+            if self._data["steps"] is None:
+                warnings.filterwarnings("ignore", "Your input ran out of data")
+            return self.model.evaluate(
+                **self._data, verbose=0, return_dict=True
+            )
+
+    def _refuse_a_namesake(self) -> None:
+        # Keras gives all callbacks of a list the same dict.
+        names = self.params.setdefault("evaluators", [])
+        if self.name in names:
+            raise ValueError(
+                "Several evaluators of one `fit` must have different names, "
+                "by which the logs tell them apart. Received: several with "
+                f"name='{self.name}'. Pass `name=` to each."
+            )
+        names.append(self.name)
+
+
+def _checked(averages: Any) -> list[WeightAveraging]:
+    if not isinstance(averages, (list, tuple)) or not averages:
+        raise ValueError(
+            "`averages` must be a list of at least one averaging callback, "
+            f"such as `EMA`. Received: averages={averages!r}"
+        )
+    others = [a for a in averages if not isinstance(a, WeightAveraging)]
+    if others:
+        raise ValueError(
+            "`averages` must be averaging callbacks, such as `EMA`. "
+            f"Received: {others[0]!r}"
+        )
+    names = ["raw", *(average.name for average in averages)]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "`averages` must have different names, by which the logs tell them "
+            "apart, and none may be 'raw'. Received: "
+            f"{_named(averages)}. Pass `name=` to each."
+        )
+    return list(averages)
+
+
+def _named(averages: Sequence[WeightAveraging]) -> str:
+    return ", ".join(
+        f"{type(average).__name__}(name='{average.name}')"
+        for average in averages
+    )
+
+
+def _callbacks_of_fit() -> list[Any]:
+    # Keras tells no callback of the others. Only the call stack knows.
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return caller.callbacks
+        frame = frame.f_back
+    return []
+
+
+@contextlib.contextmanager
+def _all_averages_out(model: Any) -> Iterator[None]:
+    """Context in which the model holds its raw weights."""
+    with contextlib.ExitStack() as stack:
+        # If somebody replaced the average, what they put in counts as raw.
+        while (shadow := shadow_in(model)) and shadow.is_held():
+            stack.enter_context(raw_weights(model))
+        yield
+
+
+@contextlib.contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """Context after which metrics and random seeds are what they were."""
+    weights = set(map(id, model.weights))
+    variables = [
+        variable
+        for variable in (*model.variables, *model.metrics_variables)
+        if id(variable) not in weights
+    ]
+    before = [keras.ops.copy(variable.value) for variable in variables]
+    try:
+        with randomness_kept():
+            yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+@contextlib.contextmanager
+def _weights_survive(model: Any) -> Iterator[None]:
+    """Context after which an error has not lost the weights.
+
+    JAX's trainer takes them out of the variables, and if the first batch fails
+    nobody puts them back.
+    """
+    variables = model.variables
+    values = [variable.value for variable in variables]
+    try:
+        yield
+    except BaseException:
+        attach_weights(model)
+        for variable, value in zip(variables, values, strict=True):
+            # What a batch has used up has been attached.
+            if not getattr(value, "is_deleted", bool)():
+                variable.assign(value)
+        raise

@@ -1,0 +1,190 @@
+"""Power-function averages of the weights, several at once."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_wavg import arguments
+from keras_wavg.atomic import replacing
+from keras_wavg.backend.several import Several, several_keep
+from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.ensemble import weights_given_back
+from keras_wavg.plan import Include, Plan
+from keras_wavg.profile import ATTRIBUTE, Profile, exponent_from_sigma_rel
+from keras_wavg.sampling import EverySteps
+from keras_wavg.saveable import save_weights_alone
+from keras_wavg.schedules import Power
+
+
+class PowerEMA(WeightAveraging):
+    """Power-function averages of the weights, for a horizon chosen afterwards.
+
+    The share of step s in the average after t steps is in proportion to
+    `s**gamma`. So its width is always the same share of the training, and there
+    is nothing to tune to its length. After `k` more steps,
+
+        average += (1 - (1 - k / t) ** (gamma + 1)) * (weights - average)
+
+    which is exact for any `k`. `sigma_rel` is the standard deviation of the
+    age, by t.
+
+    Of one training with two such averages and snapshots of them,
+    `keras_wavg.synthesize` makes the average of any other width.
+
+    Args:
+        sigma_rel: Float or sequence of floats in (0, 1 / sqrt(12)], the widths.
+            The first is the average that is in the model for validation, and of
+            which `get_weights` and `save_weights` speak. Defaults to
+            `(0.05, 0.1)`.
+        every: See `EMA`. Defaults to `1`.
+        snapshots: Folder, made if it is missing, for a `.weights.h5` of each
+            average at the end of an epoch, named
+            `sigma_<width>-<epoch>.weights.h5`. It carries its `Profile`.
+            Defaults to `None`.
+        snapshot_every: Positive integer, epochs from one snapshot to the next.
+            Defaults to `1`.
+        swap: See `EMA`. Defaults to `True`.
+        include: See `EMA`. Defaults to `None`.
+        name: See `EMA`. Defaults to `"power_ema"`, and to
+            `"power_ema_riding"` without `swap`.
+        device: See `EMA`. Defaults to `None`.
+
+    Example:
+
+    >>> import keras, numpy, keras_wavg
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = numpy.ones((64, 2)), numpy.ones((64, 1))
+    >>> power = keras_wavg.PowerEMA((0.05, 0.1))
+    >>> history = model.fit(x, y, epochs=5, verbose=0, callbacks=[power])
+    >>> with power.applied(0.1):
+    ...     loss = model.evaluate(x, y, verbose=0)
+
+    Raises:
+        ValueError: If an argument is out of its range, if two widths are the
+            same, or if `include` matches no weight.
+
+    References:
+        [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3
+    """
+
+    def __init__(
+        self,
+        sigma_rel: float | Sequence[float] = (0.05, 0.1),
+        *,
+        every: int = 1,
+        snapshots: str | os.PathLike[str] | None = None,
+        snapshot_every: int = 1,
+        swap: bool = True,
+        include: Include = None,
+        name: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.sigma_rel = _widths(sigma_rel)
+        self.every = arguments.integer("every", every, at_least=1)
+        self.snapshots = None if snapshots is None else Path(snapshots)
+        self.snapshot_every = arguments.integer(
+            "snapshot_every", snapshot_every, at_least=1
+        )
+        schedules = [Power(exponent_from_sigma_rel(s)) for s in self.sigma_rel]
+        self._schedules = dict(zip(self.sigma_rel, schedules, strict=True))
+        plan = Plan(
+            name=arguments.name(
+                name, "power_ema" if swap else "power_ema_riding"
+            ),
+            averages=functools.partial(
+                Several,
+                schedules=schedules,
+                start=0,
+                device=arguments.device(device),
+            ),
+            sampling=EverySteps(self.every),
+            include=arguments.include(include),
+            kept=functools.partial(several_keep, len(schedules)),
+            profile=functools.partial(Profile.of_schedule, schedules[0]),
+            counts_samples=False,
+        )
+        super().__init__(plan, swap=swap)
+
+    def profile(self, sigma_rel: float | None = None) -> Profile:
+        """What an average is made of.
+
+        Args:
+            sigma_rel: Float, which of the averages. Defaults to the first.
+
+        Returns:
+            A `keras_wavg.Profile`.
+
+        Raises:
+            ValueError: If there is no average yet, or none of that width.
+        """
+        own = super().profile()
+        schedule = self._schedules[self._chosen(sigma_rel)]
+        return Profile.of_schedule(schedule, own.times, own.steps)
+
+    @contextlib.contextmanager
+    def applied(self, sigma_rel: float | None = None) -> Iterator[None]:
+        """Context in which the model holds an average.
+
+        Afterwards the model holds what it held before, bit for bit.
+
+        Args:
+            sigma_rel: Float, which of the averages. Defaults to the first.
+
+        Yields:
+            `None`.
+
+        Raises:
+            ValueError: If there is no model, or no average of that width.
+        """
+        index = self.sigma_rel.index(self._chosen(sigma_rel))
+        if not index:
+            with super().applied():
+                yield
+            return
+        shadow = self._required_average()
+        with weights_given_back(self.model):
+            shadow.averages.put_in(self.model, index)
+            yield
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write the snapshots that are due."""
+        super().on_epoch_end(epoch, logs)
+        if self.snapshots is None or self._average() is None:
+            return
+        if self._running.epochs % self.snapshot_every == 0:
+            self.snapshots.mkdir(parents=True, exist_ok=True)
+            for sigma_rel in self.sigma_rel:
+                self._write_snapshot(self.snapshots, sigma_rel)
+
+    def _write_snapshot(self, folder: Path, sigma_rel: float) -> None:
+        name = f"sigma_{sigma_rel:g}-{self._running.epochs:05}.weights.h5"
+        kept = {ATTRIBUTE: self.profile(sigma_rel).to_json()}
+        with self.applied(sigma_rel), replacing(folder / name) as written:
+            save_weights_alone(self.model, written, kept)
+
+    def _chosen(self, sigma_rel: float | None) -> float:
+        chosen = self.sigma_rel[0] if sigma_rel is None else sigma_rel
+        if chosen not in self.sigma_rel:
+            raise ValueError(
+                f"`sigma_rel` must be one of {list(self.sigma_rel)}. Received: "
+                f"sigma_rel={sigma_rel!r}. `keras_wavg.synthesize` makes "
+                "averages of other widths from snapshots."
+            )
+        return chosen
+
+
+def _widths(sigma_rel: float | Sequence[float]) -> tuple[float, ...]:
+    many: Any = sigma_rel
+    many = [many] if arguments.is_number(many) else list(many)
+    if not many or len(set(many)) < len(many):
+        raise ValueError(
+            "`sigma_rel` must be one or several different widths. Received: "
+            f"sigma_rel={sigma_rel!r}"
+        )
+    for width in many:
+        exponent_from_sigma_rel(width)  # refuses what is none
+    return tuple(map(float, many))

@@ -1,0 +1,286 @@
+"""The average of any horizon from snapshots of a training."""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from keras_wavg.files.average import Paths, average_checkpoints, checked
+from keras_wavg.files.checkpoint import Checkpoint, Opener
+from keras_wavg.files.report import AverageReport
+from keras_wavg.profile import ATTRIBUTE, Profile
+from keras_wavg.schedules import decay_from_half_life
+
+_MOST_BINS = 20_000
+_ONE = numpy.array([0.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Coefficients whose sum of profiles comes closest to another one.
+
+    Args:
+        coefficients: Sequence of floats that sum to one.
+        residual: Float, the distance that is left, as a share of the norm of
+            the profile that is asked for.
+        condition: Float, the condition number of the equations.
+    """
+
+    coefficients: Sequence[float]
+    residual: float
+    condition: float
+
+
+@dataclass(frozen=True)
+class SynthesisReport:
+    """What `synthesize` did. Printed, it is a table.
+
+    Args:
+        solution: A `Solution`.
+        target: `Profile` that was asked for.
+        average: `AverageReport` of the output.
+    """
+
+    solution: Solution
+    target: Profile
+    average: AverageReport
+
+    def __str__(self) -> str:
+        return (
+            f"{self.average}\ntarget: {self.target}\nresidual "
+            f"{self.solution.residual:.2%}, condition number "
+            f"{self.solution.condition:.2g}"
+        )
+
+
+def synthesize(
+    snapshots: Paths,
+    output: str | os.PathLike[str],
+    *,
+    target: Profile | None = None,
+    sigma_rel: float | None = None,
+    decay: float | None = None,
+    half_life: float | None = None,
+    max_residual: float = 0.1,
+    overwrite: bool = False,
+) -> SynthesisReport:
+    """Make the average of any horizon, after the training.
+
+    The weights in a snapshot are a sum over past steps, by its `Profile`. The
+    sum of snapshots whose profile comes closest to the one asked for, by least
+    squares in float64, is the average of that profile, as close as they can
+    make it.
+
+    Args:
+        snapshots: Sequence of files: those of `PowerEMA(snapshots=...)` and of
+            `save_weights` of an average, which carry their profile, and
+            checkpoints of a compiled model, whose optimizer knows its step.
+        output: The file to write, see `average_checkpoints`.
+        target: `Profile` to be made, at the last step of the snapshots. Or one
+            of these:
+        sigma_rel: Float in (0, 1 / sqrt(12)], the width of a power-function
+            average.
+        decay: Float in (0, 1), of an `EMA`.
+        half_life: Positive float, of an `EMA`, in optimizer steps.
+        max_residual: Float, the largest residual that is accepted. Defaults to
+            `0.1`.
+        overwrite: Boolean, whether an existing file may be replaced. Defaults
+            to `False`.
+
+    Example:
+
+    ```python
+    model.fit(x, y, callbacks=[PowerEMA((0.05, 0.1), snapshots="run")])
+    files = sorted(pathlib.Path("run").iterdir())
+    print(synthesize(files, "wide.weights.h5", sigma_rel=0.2))
+    ```
+
+    Returns:
+        A `SynthesisReport`, with the coefficients, the residual and the
+        condition number.
+
+    Raises:
+        ValueError: If not exactly one target is given, if a snapshot does not
+            know its steps, if the residual is too large, or whatever
+            `average_checkpoints` refuses.
+        FileExistsError: If there is a file and not `overwrite`.
+
+    References:
+        [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3.2
+    """
+    given = checked(snapshots)
+    profiles = _spread([profile_in(path) for path in given])
+    steps = max(profile.steps for profile in profiles)
+    wanted = _target(target, sigma_rel, decay, half_life, steps)
+    solution = solve(profiles, wanted)
+    if not solution.residual <= max_residual:
+        raise ValueError(
+            "The snapshots must be able to make the average that is asked for. "
+            f"Received: {len(given)} snapshots, which leave a residual of "
+            f"{solution.residual:.1%} (max_residual={max_residual}). Take "
+            "more snapshots, or ask for a profile closer to theirs."
+        )
+    average = average_checkpoints(
+        given, output, weights=solution.coefficients, overwrite=overwrite
+    )
+    return SynthesisReport(solution, wanted, average)
+
+
+def sweep(
+    snapshots: Paths,
+    sigma_rels: Sequence[float],
+    score: Callable[[Path], Any],
+    folder: str | os.PathLike[str],
+    *,
+    max_residual: float = 0.1,
+) -> dict[float, float]:
+    """Score the averages of several widths.
+
+    Args:
+        snapshots: See `synthesize`.
+        sigma_rels: Sequence of floats, the widths.
+        score: Function from the path of a `.weights.h5` to a number.
+        folder: Where the files are written, `sigma_<width>.weights.h5`.
+        max_residual: See `synthesize`.
+
+    Returns:
+        Dict from each width to its score.
+
+    Raises:
+        ValueError: See `synthesize`.
+    """
+    scores = {}
+    for sigma_rel in sigma_rels:
+        path = Path(folder, f"sigma_{sigma_rel:g}.weights.h5")
+        synthesize(
+            snapshots, path, sigma_rel=sigma_rel, max_residual=max_residual
+        )
+        scores[float(sigma_rel)] = float(score(path))
+    return scores
+
+
+def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
+    """Find the coefficients of a sum of profiles.
+
+    Args:
+        profiles: Sequence of `Profile`s.
+        target: `Profile` that the sum is to be like.
+
+    Returns:
+        A `Solution`.
+    """
+    products = _products([*profiles, target])
+    matrix, wanted, norm = (
+        products[:-1, :-1],
+        products[:-1, -1],
+        products[-1, -1],
+    )
+    scale = 1 / numpy.sqrt(numpy.diag(matrix))
+    scaled = matrix * numpy.outer(scale, scale)
+    found = numpy.linalg.lstsq(scaled, wanted * scale, rcond=1e-13)[0] * scale
+    found /= found.sum()
+    square = found @ matrix @ found - 2 * found @ wanted + norm
+    return Solution(
+        found.tolist(),
+        math.sqrt(max(0.0, square) / norm),
+        float(numpy.linalg.cond(scaled)),
+    )
+
+
+def profile_in(path: Path) -> Profile:
+    """The profile of the weights in a file.
+
+    Raises:
+        ValueError: If the file does not say.
+    """
+    with Opener().open(path) as checkpoint:
+        text = checkpoint.groups[""].get(ATTRIBUTE)
+        if text is not None:
+            return Profile.from_json(text)
+        step = _optimizer_step(checkpoint)
+        return Profile.mean([step], step)
+
+
+def _spread(profiles: Sequence[Profile]) -> list[Profile]:
+    """Let raw weights stand for the steps that they are nearest to."""
+    raw = sorted({p.steps for p in profiles if len(p.times) == 1})
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(raw)]
+    edges = [0.0, *middles, *raw[-1:]]
+    nearest = dict(zip(raw, itertools.pairwise(edges), strict=True))
+    return [
+        Profile(numpy.array(nearest[p.steps]), _ONE, p.steps)
+        if len(p.times) == 1
+        else p
+        for p in profiles
+    ]
+
+
+def _products(profiles: Sequence[Profile]) -> Any:
+    exponents = [profile.exponent for profile in profiles]
+    if all(exponent is not None for exponent in exponents):
+        ends = [float(profile.times[-1]) for profile in profiles]
+        pairs = list(zip(exponents, ends, strict=True))
+        return numpy.array([[_product(*a, *b) for b in pairs] for a in pairs])
+    # As densities over time, on common intervals.
+    steps = max(profile.steps for profile in profiles)
+    edges = numpy.linspace(-1, steps, min(steps + 1, _MOST_BINS) + 1)
+    masses = [numpy.diff(profile.cumulative(edges)) for profile in profiles]
+    return numpy.array(masses) @ numpy.array(masses).T / numpy.diff(edges)[0]
+
+
+def _product(one: Any, end: float, two: Any, other_end: float) -> float:
+    """The integral of the product of two power-function profiles."""
+    if end > other_end:
+        one, end, two, other_end = two, other_end, one, end
+    # Here `one` ends first.
+    return float(
+        (one + 1)
+        * (two + 1)
+        / (one + two + 1)
+        * (end / other_end) ** two
+        / other_end
+    )
+
+
+def _optimizer_step(checkpoint: Checkpoint) -> int:
+    array = checkpoint.arrays.get("optimizer/vars/0")
+    if array is None or array.shape or not array.dtype.startswith("int"):
+        raise ValueError(
+            "A snapshot must carry its profile, or the optimizer whose step "
+            f"tells its time. Received: {checkpoint.name}, which has neither. "
+            "Save snapshots by `PowerEMA(snapshots=...)`, or of a compiled "
+            "model."
+        )
+    data = bytearray(array.nbytes)
+    checkpoint.read_into("optimizer/vars/0", memoryview(data), 0)
+    return max(1, int.from_bytes(data, "little"))
+
+
+def _target(
+    target: Profile | None,
+    sigma_rel: float | None,
+    decay: float | None,
+    half_life: float | None,
+    steps: int,
+) -> Profile:
+    given = [
+        value
+        for value in (target, sigma_rel, decay, half_life)
+        if value is not None
+    ]
+    if len(given) != 1:
+        raise ValueError(
+            "Exactly one of `target`, `sigma_rel`, `decay` and `half_life` "
+            f"must be given. Received: {len(given)} of them"
+        )
+    if target is not None:
+        return target
+    if sigma_rel is not None:
+        return Profile.power(sigma_rel, steps)
+    own = decay_from_half_life(half_life) if half_life is not None else decay
+    return Profile.ema(own or 0.0, steps)

@@ -1,0 +1,141 @@
+"""Power-function averages, several at once, each as it is defined."""
+
+import keras
+import models
+import numpy
+import pytest
+import reference
+from models import BATCH, Samples, compiled, data, equal
+
+from keras_wavg import PowerEMA, inspect_checkpoint
+from keras_wavg.files.synthesis import profile_in
+from keras_wavg.profile import exponent_from_sigma_rel
+
+WIDTHS = (0.05, 0.2)
+
+
+def fit(power, *callbacks, build=models.batch_norm, epochs=2, **options):
+    model = compiled(build(), **options)
+    x, y = data(25)
+    model.fit(
+        x,
+        y,
+        batch_size=BATCH,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[*callbacks, power],
+    )
+    return model
+
+
+def held(power, sigma_rel):
+    with power.applied(sigma_rel):
+        return power.model.get_weights()
+
+
+@pytest.mark.parametrize("every", [1, 7, 10, 100])
+def test_each_average_is_that_of_the_definition(every):
+    samples, power = Samples(), PowerEMA(WIDTHS, every=every, swap=False)
+    fit(power, samples, epochs=5)
+    for width in WIDTHS:
+        expected = reference.power(
+            samples.weights, exponent_from_sigma_rel(width), every
+        )
+        assert reference.relative_error(held(power, width), expected) < 2e-6
+
+
+def test_the_first_average_is_in_the_model_for_validation_and_after_fit():
+    power = PowerEMA(WIDTHS)
+    model = fit(power)
+    first = held(power, 0.05)
+    assert equal(model.get_weights(), first)
+    assert equal(first, power.get_weights())
+    second = held(power, 0.2)
+    assert not equal(first, second)
+    # The model holds again what it held before.
+    assert equal(model.get_weights(), first)
+    power.restore()
+    assert not equal(model.get_weights(), first)
+
+
+def test_training_is_left_as_it_is(tmp_path):
+    with_average, without = Samples(), Samples()
+    fit(PowerEMA(WIDTHS, snapshots=tmp_path), with_average)
+    fit(keras.callbacks.Callback(), without)
+    assert with_average.losses == without.losses
+
+
+def test_snapshots_are_the_averages_at_the_ends_of_epochs(tmp_path):
+    samples = Samples()
+    power = PowerEMA(WIDTHS, snapshots=tmp_path / "new", snapshot_every=2)
+    fit(power, samples, epochs=5)
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == [
+        f"sigma_{width}-{epoch:05}.weights.h5"
+        for width in WIDTHS
+        for epoch in (2, 4)
+    ]
+    for width in WIDTHS:
+        path = tmp_path / "new" / f"sigma_{width}-00004.weights.h5"
+        model = models.batch_norm()
+        model.load_weights(path)
+        expected = reference.power(
+            samples.weights[:100], exponent_from_sigma_rel(width)
+        )
+        assert reference.relative_error(model.get_weights(), expected) < 2e-6
+        assert profile_in(path).steps == 100
+        assert set(inspect_checkpoint(path).arrays) == {
+            name
+            for name in inspect_checkpoint(path).arrays
+            if name.startswith("layers/")
+        }
+
+
+def test_half_precision_weights_are_averaged_in_float32():
+    keras.config.set_dtype_policy("bfloat16")
+    samples, power = Samples(), PowerEMA(0.1, swap=False)
+    fit(power, samples, build=models.dense)
+    expected = reference.power(samples.weights, exponent_from_sigma_rel(0.1))
+    got = power.get_weights()
+    assert {array.dtype for array in got} == {numpy.dtype("float32")}
+    assert reference.relative_error(got, expected) < 2e-6
+
+
+def test_a_step_that_is_not_finite_is_left_out():
+    power = PowerEMA(WIDTHS, swap=False)
+    model = fit(power)
+    before = [held(power, width) for width in WIDTHS]
+    model.layers[0].kernel.assign(keras.ops.full((4, 200), float("nan")))
+    power.update()
+    assert power.skipped == 1
+    after = [held(power, width) for width in WIDTHS]
+    for one, two in zip(before, after, strict=True):
+        assert equal(one[1:], two[1:])
+        assert equal(one[:1], two[:1])
+
+
+BAD = {
+    "zero": ({"sigma_rel": 0}, "`sigma_rel` must be in the range"),
+    "wide": ({"sigma_rel": (0.1, 0.3)}, "`sigma_rel` must be in the range"),
+    "none": ({"sigma_rel": ()}, "one or several different widths"),
+    "twice": ({"sigma_rel": (0.1, 0.1)}, "one or several different widths"),
+    "every": ({"every": 0}, "`every` must be an integer >= 1"),
+    "epochs": ({"snapshot_every": 0}, "`snapshot_every` must be an integer"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_argument_is_refused(name):
+    options, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        PowerEMA(**options)
+
+
+def test_a_width_that_is_not_tracked_is_refused():
+    power = PowerEMA(WIDTHS)
+    fit(power)
+    with (
+        pytest.raises(ValueError, match=r"one of \[0.05, 0.2\]"),
+        power.applied(0.1),
+    ):
+        pass
