@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from keras_wavg.files.select import select_checkpoints
     from keras_wavg.files.synthesis import sweep, synthesize
+    from keras_wavg.horizon import decay_from
     from keras_wavg.learning_rates import (
         AnnealToConstant,
         CyclicLearningRate,
@@ -54,6 +55,7 @@ __all__ = [
     "TriangularLearningRate",
     "average_checkpoints",
     "coefficients",
+    "decay_from",
     "diff_checkpoints",
     "greedy_soup",
     "inspect_checkpoint",
@@ -79,6 +81,7 @@ _HOMES = {
     "Profile": "keras_wavg.profile",
     "TriangularLearningRate": "keras_wavg.learning_rates",
     "average_checkpoints": "keras_wavg.files.average",
+    "decay_from": "keras_wavg.horizon",
     "diff_checkpoints": "keras_wavg.files.inspection",
     "greedy_soup": "keras_wavg.soup",
     "inspect_checkpoint": "keras_wavg.files.inspection",

@@ -1,5 +1,6 @@
 """Checks of arguments, in the words of Keras."""
 
+import math
 import numbers
 import operator
 import re
@@ -12,6 +13,34 @@ from keras_wavg.plan import Include
 def is_number(value: Any) -> bool:
     """Whether it is a real number, of Python or of NumPy."""
     return isinstance(value, numbers.Real)
+
+
+def number(name: str, value: Any, *, at_least: float) -> float:
+    """The argument `name` as a finite float."""
+    if not is_number(value) or not at_least <= value < math.inf:
+        raise ValueError(
+            f"`{name}` must be a finite number >= {at_least}. Received: "
+            f"{name}={value!r}"
+        )
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """The argument `name` as a finite float above 0."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise ValueError(
+            f"`{name}` must be a positive number. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def decay(decay: Any) -> float:
+    """The argument `decay` as a float in [0, 1)."""
+    if not is_number(decay) or not 0 <= decay < 1:
+        raise ValueError(
+            f"`decay` must be in the range [0, 1). Received: decay={decay!r}"
+        )
+    return float(decay)
 
 
 def share(name: str, value: Any) -> float:

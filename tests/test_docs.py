@@ -47,6 +47,7 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
         "files.checkpoint",
         "files.coefficients",
         "files.numbers",
+        "horizon",
         "profile",
         "files.select",
         "files.hdf5.attributes",

@@ -1,10 +1,8 @@
 """Exponential moving average of the weights, corrected for its lag."""
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.callbacks.averaging import WeightAveraging
@@ -108,10 +106,10 @@ class BEMA(WeightAveraging):
         name: str | None = None,
     ) -> None:
         self.every = arguments.integer("every", every, at_least=1)
-        self.ema_power = _number("ema_power", ema_power, at_least=0)
-        self.bias_power = _number("bias_power", bias_power, at_least=0)
-        self.lag = _number("lag", lag, at_least=1)
-        self.multiplier = _number("multiplier", multiplier, at_least=0)
+        self.ema_power = arguments.number("ema_power", ema_power, at_least=0)
+        self.bias_power = arguments.number("bias_power", bias_power, at_least=0)
+        self.lag = arguments.number("lag", lag, at_least=1)
+        self.multiplier = arguments.number("multiplier", multiplier, at_least=0)
         self.start = arguments.integer("start", start, at_least=0)
         fading = functools.partial(
             Fading, lag=self.lag, multiplier=self.multiplier
@@ -141,13 +139,3 @@ class BEMA(WeightAveraging):
         shares[-1] += corrected
         shares[0] -= corrected
         return replace(ema, shares=shares)
-
-
-def _number(name: str, value: Any, *, at_least: int) -> float:
-    """The argument `name` as a finite float."""
-    if not arguments.is_number(value) or not at_least <= value < math.inf:
-        raise ValueError(
-            f"`{name}` must be a finite number >= {at_least}. Received: "
-            f"{name}={value!r}"
-        )
-    return float(value)

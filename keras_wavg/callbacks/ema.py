@@ -1,7 +1,6 @@
 """Exponential moving average of the weights."""
 
 import functools
-import math
 import warnings
 from typing import Any
 
@@ -66,7 +65,8 @@ class EMA(WeightAveraging):
             one optimizer step. Defaults to `0.999`.
         half_life: Positive float, instead of `decay`: the number of optimizer
             steps in which the average forgets half of its past,
-            `decay = 2 ** (-1 / half_life)`. Defaults to `None`.
+            `decay = 2 ** (-1 / half_life)`. Defaults to `None`. See
+            `keras_wavg.decay_from` for epochs, samples and other horizons.
         bias_correction: Boolean, whether the weights from before training have
             no share in the average. Defaults to `True`.
         warmup: Boolean, whether the decay grows from 2/11 up to `decay`.
@@ -190,20 +190,10 @@ class EMA(WeightAveraging):
 
 def _decay(decay: float, half_life: float | None) -> float:
     if half_life is None:
-        if not arguments.is_number(decay) or not 0 <= decay < 1:
-            raise ValueError(
-                "`decay` must be in the range [0, 1). "
-                f"Received: decay={decay!r}"
-            )
-        return float(decay)
+        return arguments.decay(decay)
     if decay is not _DEFAULT_DECAY:
         raise ValueError(
             "Only one of `decay` and `half_life` can be given. Received: "
             f"decay={decay!r}, half_life={half_life!r}"
         )
-    if not arguments.is_number(half_life) or not 0 < half_life < math.inf:
-        raise ValueError(
-            "`half_life` must be a positive number of optimizer steps. "
-            f"Received: half_life={half_life!r}"
-        )
-    return decay_from_half_life(half_life)
+    return decay_from_half_life(arguments.positive("half_life", half_life))

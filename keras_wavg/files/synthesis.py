@@ -13,8 +13,8 @@ import numpy
 from keras_wavg.files.average import Paths, average_checkpoints, checked
 from keras_wavg.files.checkpoint import Checkpoint, Opener
 from keras_wavg.files.report import AverageReport
+from keras_wavg.horizon import decay_from
 from keras_wavg.profile import ATTRIBUTE, Profile
-from keras_wavg.schedules import decay_from_half_life
 
 _MOST_BINS = 20_000
 _ONE = numpy.array([0.0, 1.0])
@@ -282,5 +282,4 @@ def _target(
         return target
     if sigma_rel is not None:
         return Profile.power(sigma_rel, steps)
-    own = decay_from_half_life(half_life) if half_life is not None else decay
-    return Profile.ema(own or 0.0, steps)
+    return Profile.ema(decay_from(decay=decay, half_life=half_life), steps)

@@ -1,0 +1,71 @@
+"""A horizon is the same average, in whatever unit it is told."""
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import clock
+
+from keras_wavg import EMA, Profile, decay_from
+
+
+def test_half_lives_are_told_in_steps_epochs_and_samples():
+    expected = 2 ** (-1 / 100)
+    for horizon in (
+        {"half_life": 100},
+        {"half_life": 2, "unit": "epochs", "steps_per_epoch": 50},
+        {"half_life": 3200, "unit": "samples", "batch_size": 32},
+        {"half_life": 800, "batch_size_ratio": 8},
+    ):
+        assert decay_from(**horizon) == pytest.approx(expected, rel=1e-15)
+
+
+@given(decay=st.floats(0, 0.999_999), ratio=st.floats(0.01, 100))
+def test_the_batch_size_rule_raises_a_decay_to_a_power(decay, ratio):
+    assert decay_from(decay=decay, batch_size_ratio=ratio) == decay**ratio
+
+
+@given(sigma_rel=st.floats(1e-3, 0.288), steps=st.integers(300, 20_000))
+def test_an_average_has_the_width_that_its_decay_was_made_from(
+    sigma_rel, steps
+):
+    decay = decay_from(sigma_rel=sigma_rel, steps=steps)
+    assert Profile.ema(decay, steps).sigma_rel == pytest.approx(
+        sigma_rel, rel=1e-6
+    )
+
+
+def average_time(decay, steps):
+    """How much of a training is over for the average at its end."""
+    model, ema = clock(steps), EMA(decay)
+    x = numpy.zeros((steps, 1), "float32")
+    model.fit(x, batch_size=1, verbose=0, callbacks=[ema])
+    return float(ema.get_weights()[0])
+
+
+def test_a_training_with_larger_batches_averages_as_many_samples():
+    small = average_time(0.99, steps=800)
+    large = average_time(decay_from(decay=0.99, batch_size_ratio=8), steps=100)
+    assert large == pytest.approx(small, abs=5e-3)
+    assert average_time(0.99, steps=100) < small - 0.1
+
+
+@pytest.mark.parametrize(
+    ("horizon", "message"),
+    [
+        ({}, "Exactly one of .* Received: none"),
+        ({"decay": 0.9, "sigma_rel": 0.1}, "Received: decay, sigma_rel"),
+        ({"decay": 1}, r"`decay` must be in the range \[0, 1\)"),
+        ({"half_life": 0}, "`half_life` must be a positive number"),
+        ({"half_life": 1, "unit": "hours"}, "`unit` must be one of"),
+        ({"half_life": 1, "unit": "epochs"}, "`steps_per_epoch` must be"),
+        ({"half_life": 1, "unit": "samples"}, "`batch_size` must be"),
+        ({"sigma_rel": 0.1}, "`steps` must be an integer >= 2"),
+        ({"sigma_rel": 0.29, "steps": 100}, "the plain mean"),
+        ({"sigma_rel": 0, "steps": 100}, "`sigma_rel` must be"),
+        ({"decay": 0.9, "batch_size_ratio": 0}, "`batch_size_ratio` must be"),
+    ],
+)
+def test_a_horizon_that_is_none_is_refused(horizon, message):
+    with pytest.raises(ValueError, match=message):
+        decay_from(**horizon)
