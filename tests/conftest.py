@@ -16,6 +16,9 @@ if "KERAS_BACKEND" not in os.environ:
 # Several devices for `test_distribution.py`; all else runs on the first one.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+# A GPU multiplies in fewer digits otherwise.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
 import keras
 
 if keras.config.backend() == "tensorflow":

@@ -176,7 +176,9 @@ def equal(first: Any, second: Any) -> bool:
     return len(first) == len(second) and all(
         a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
         for a, b in zip(
-            map(numpy.asarray, first), map(numpy.asarray, second), strict=True
+            map(keras.ops.convert_to_numpy, first),
+            map(keras.ops.convert_to_numpy, second),
+            strict=True,
         )
     )
 

@@ -103,12 +103,13 @@ def test_a_transposed_torch_parameter_is_averaged_element_by_element():
 
     layer = keras.layers.Dense(3)
     model = keras.Sequential([keras.Input((4,)), layer])
-    transposed = torch.arange(12.0).reshape(3, 4).t()
+    transposed = torch.arange(12.0, device=layer.kernel.value.device)
+    transposed = transposed.reshape(3, 4).t()
     layer.kernel._value = torch.nn.Parameter(transposed)
     ema = EMA(0.9)
     ema.set_model(model)
     ema.update()
-    assert numpy.array_equal(ema.get_weights()[0], transposed.numpy())
+    assert numpy.array_equal(ema.get_weights()[0], transposed.cpu().numpy())
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
@@ -131,6 +132,11 @@ def test_torch_averages_stay_on_their_device_whatever_keras_prefers(device):
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_a_step_is_updated_without_reading_anything_back(device, monkeypatch):
     """Between two epochs the host learns nothing from the device."""
+    if device == "cpu" and keras.config.backend() == "jax":
+        import jax
+
+        if jax.devices()[0].platform != "cpu":
+            pytest.skip("between two platforms JAX goes through the host")
     read_back = []
     monkeypatch.setattr(
         keras.ops, "convert_to_numpy", lambda *_: read_back.append("numpy")

@@ -518,7 +518,7 @@ def test_an_error_in_an_evaluation_loses_nothing(at, validation, error):
         ({"batch_size": "8"}, "`batch_size` must .* batch_size='8'"),
         ({"name": "a/b"}, "`name` must be a string .* name='a/b'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_a_bad_argument_is_refused(arguments, message):
     defaults = {"x": X_VAL, "y": Y_VAL, "averages": [EMA()]}

@@ -16,8 +16,23 @@ from keras_wavg import EMA
 backend = keras.config.backend()
 
 
+def accelerator():
+    """Whether there is a device that is none of the host's."""
+    if backend == "jax":
+        import jax
+
+        return jax.devices()[0].platform != "cpu"
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return False
+
+
 def elsewhere():
-    """A device that is not the host's first: an accelerator's stand-in."""
+    """The accelerator, or as its stand-in a device not the host's first."""
+    if accelerator():
+        return contextlib.nullcontext()
     if backend == "jax":
         import jax
 
@@ -30,13 +45,14 @@ def elsewhere():
     return contextlib.nullcontext()
 
 
-def device_of(array):
+def on_host(array):
+    """Whether it is on the host's first device."""
     if backend == "jax":
         (device,) = array.devices()
-        return device.id
+        return device.platform == "cpu" and device.id == 0
     if backend == "tensorflow":
-        return int(array.device[-1])
-    return 0
+        return array.device.endswith("CPU:0")
+    return array.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +76,11 @@ def test_averages_on_the_host_are_the_same_numbers(kind, options):
         received = host.get_weights()
         host.restore()
         assert equal(model.get_weights(), samples.weights[-1])
-    assert equal(received, beside.get_weights())
+    if accelerator():  # which rounds in its own way
+        pairs = received, beside.get_weights()
+        assert reference.relative_error(*pairs) < 1e-6
+    else:
+        assert equal(received, beside.get_weights())
     expected = reference.ema(
         samples.weights,
         0.9,
@@ -75,15 +95,15 @@ def test_averages_on_the_host_are_the_same_numbers(kind, options):
 def test_the_model_stays_on_its_device_and_the_average_on_the_host():
     with elsewhere():
         model, ema = compiled(models.batch_norm()), EMA(0.9, device="cpu")
-        before = [device_of(v.value) for v in model.weights]
-        fit(model, ema)
-        assert [device_of(v.value) for v in model.weights] == before
+        for _ in range(2):
+            there = {on_host(v.value) for v in model.weights}
+            assert there == {backend == "torch" and not accelerator()}
+            fit(model, ema)
         ema.restore()
-        assert [device_of(v.value) for v in model.weights] == before
-    assert set(before) == ({0} if backend == "torch" else set(before) - {0})
+        assert {on_host(v.value) for v in model.weights} == there
     averages = ema._shadow.averages
     held = averages._arrays if backend == "jax" else averages._averages
-    assert {device_of(array) for array in held} == {0}
+    assert all(map(on_host, held))
 
 
 def test_raw_weights_wait_on_the_host_while_the_average_is_in():
@@ -91,7 +111,7 @@ def test_raw_weights_wait_on_the_host_while_the_average_is_in():
         model, ema = compiled(models.batch_norm()), EMA(0.9, device="cpu")
         fit(model, ema)
     for raw in ema._shadow._raw:
-        assert isinstance(raw, numpy.ndarray) or device_of(raw) == 0
+        assert isinstance(raw, numpy.ndarray) or on_host(raw)
 
 
 def test_the_device_of_the_weights_holds_nothing_more_between_updates():
@@ -105,7 +125,7 @@ def test_the_device_of_the_weights_holds_nothing_more_between_updates():
             self.bytes = []
 
         def on_train_batch_begin(self, batch, logs=None):
-            alive = [a for a in jax.live_arrays() if device_of(a) == 3]
+            alive = [a for a in jax.live_arrays() if not on_host(a)]
             self.bytes.append(sum(a.nbytes for a in alive))
 
     def held(*averages):
@@ -116,13 +136,13 @@ def test_the_device_of_the_weights_holds_nothing_more_between_updates():
         # At an epoch's first batch Keras still holds what it evaluated.
         return numpy.array(memory.bytes).reshape(2, 6)[:, 1:]
 
-    plain, on_host, beside = (
+    plain, on_the_host, beside = (
         held(),
         held(EMA(0.9, device="cpu", every=2)),
         held(EMA(0.9)),
     )
     weights = sum(w.nbytes for w in models.batch_norm().get_weights())
-    assert (abs(on_host - plain) < 0.001 * weights).all()
+    assert (abs(on_the_host - plain) < 0.001 * weights).all()
     assert (beside - plain > 0.9 * weights).all()
 
 

@@ -500,7 +500,9 @@ def test_large_finite_weights_are_averaged():
     model.set_weights(large)
     ema.update()
     assert ema.skipped == 0
-    assert equal(ema.get_weights(), large)
+    for got, expected in zip(ema.get_weights(), large, strict=True):
+        # A GPU divides with an error in the last digit.
+        numpy.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_an_average_that_never_began_leaves_raw_weights_and_says_so():

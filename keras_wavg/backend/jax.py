@@ -144,8 +144,8 @@ class Averages:
         return self._moved(arrays)
 
     def _moved(self, arrays: Any) -> Any:
-        # Asynchronous: the copy waits for the step that makes the arrays, the
-        # update for the copy, and the host for neither.
+        # From one platform to another JAX goes through the host, which waits
+        # for the step that makes the arrays.
         if self._host is None:
             return arrays
         return jax.device_put(arrays, self._host)
