@@ -6,11 +6,12 @@ are not; 2 wrong usage; 3 a file cannot be read, averaged or written.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy
 import rich.console
 import typer
 from rich import progress as bars
@@ -26,6 +27,7 @@ from keras_wavg.files.checkpoint import is_checkpoint
 from keras_wavg.files.inspection import diff_checkpoints, inspect_checkpoint
 from keras_wavg.files.select import select_checkpoints
 from keras_wavg.files.streaming import Progress
+from keras_wavg.profile import WIDEST
 
 _DIFFERENT, _FAILED = 1, 3
 
@@ -167,7 +169,8 @@ def synthesize(
     sweep: Annotated[
         str | None,
         typer.Option(
-            help="Many widths: FROM:TO:COUNT, a file sigma_<width> for each."
+            help="Many widths: FROM:TO:COUNT, a file sigma_<width> for each "
+            "that can be made."
         ),
     ] = None,
     max_residual: Annotated[
@@ -184,23 +187,20 @@ def synthesize(
             "max_residual": max_residual,
             "overwrite": overwrite,
         }
+        target: dict[str, Any] = {
+            "sigma_rel": sigma_rel,
+            "decay": decay,
+            "half_life": half_life,
+        }
         if sweep is None:
             report = synthesis.synthesize(
-                snapshots,
-                output,
-                sigma_rel=sigma_rel,
-                decay=decay,
-                half_life=half_life,
-                **options,
+                snapshots, output, **target, **options
             )
             typer.echo(str(report))
-            return
-        for width in _widths(sweep):
-            path = output / f"sigma_{width:g}.weights.h5"
-            made = synthesis.synthesize(
-                snapshots, path, sigma_rel=width, **options
-            )
-            typer.echo(f"{path}: residual {made.solution.residual:.2%}")
+        elif any(value is not None for value in target.values()):
+            raise typer.BadParameter("--sweep has widths of its own")
+        else:
+            _sweep(snapshots, _widths(sweep), output, options)
 
 
 @app.command()
@@ -243,13 +243,32 @@ def _chosen(paths: Sequence[Path], **options: Any) -> Sequence[Path]:
     return paths
 
 
+def _sweep(
+    snapshots: Sequence[Path],
+    widths: Sequence[float],
+    folder: Path,
+    options: Mapping[str, Any],
+) -> None:
+    all_made = synthesis.made_widths(snapshots, widths, folder, **options)
+    paths = []
+    for made in all_made:
+        typer.echo(str(made))
+        paths.append(made.path)
+    if not any(paths):
+        raise typer.Exit(_FAILED)
+
+
 def _widths(text: str) -> list[float]:
     try:
         first, last, count = text.split(":")
-        low, high, most = float(first), float(last), int(count) - 1
-        return [low + (high - low) * i / max(1, most) for i in range(most + 1)]
+        # Nothing is wider than the plain mean.
+        low, high = float(first), min(float(last), WIDEST)
+        widths: list[float] = numpy.linspace(low, high, int(count)).tolist()
     except ValueError as error:
         raise typer.BadParameter(f"--sweep {text}: FROM:TO:COUNT") from error
+    if not widths:
+        raise typer.BadParameter(f"--sweep {text}: COUNT must be at least 1")
+    return widths
 
 
 def _weights(text: str, count: int) -> list[float]:

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     },
     "__main__.py": {"keras_wavg.cli"},
     "cli.py": {
+        "numpy",
         "rich",
         "typer",
         "keras_wavg.files",
@@ -46,6 +47,7 @@ MAY_IMPORT = {
         "keras_wavg.files.inspection",
         "keras_wavg.files.select",
         "keras_wavg.files.streaming",
+        "keras_wavg.profile",
     },
     "files/__init__.py": set(),
     "files/archive.py": {"keras_wavg.files.source"},

@@ -220,6 +220,20 @@ def test_snapshots_make_an_average_of_another_width(tmp_path):
     assert got == pytest.approx(target.shares @ target.times, abs=2)
 
 
+def test_a_sweep_goes_as_far_as_the_snapshots(tmp_path):
+    (tmp_path / "run").mkdir()
+    snapshots(tmp_path / "run")
+    sweep = ["synthesize", tmp_path / "run", "-o", tmp_path / "out", "--sweep"]
+    result = run(*sweep, "0.002:0.3:15")
+    assert result.exit_code == 0, result.output
+    first, *_, last = result.stdout.splitlines()
+    assert first.endswith("not made, the residual is too large")
+    assert last.startswith("sigma_rel 0.2887, residual")  # the plain mean
+    made = len(list((tmp_path / "out").iterdir()))
+    assert 5 < made == result.stdout.count("weights.h5") < 15
+    assert run(*sweep, "0.002:0.003:2").exit_code == 3
+
+
 def test_a_sweep_makes_many(tmp_path):
     (tmp_path / "run").mkdir()
     snapshots(tmp_path / "run")
@@ -229,8 +243,9 @@ def test_a_sweep_makes_many(tmp_path):
     assert result.exit_code == 0, result.output
     names = sorted(path.name for path in tmp_path.glob("*.h5"))
     assert names == [f"sigma_{w}.weights.h5" for w in (0.06, 0.1, 0.14)]
-    wrong = run("synthesize", tmp_path, "--sweep", "0.06", "-o", tmp_path)
-    assert wrong.exit_code == 2
+    for wrong in (["0.06"], ["0.1:0.2:0"], ["0.1:0.2:2", "--decay", "0.9"]):
+        refused = run("synthesize", tmp_path, "-o", tmp_path, "--sweep", *wrong)
+        assert refused.exit_code == 2
     impossible = run(
         "synthesize",
         tmp_path / "run",

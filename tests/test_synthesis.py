@@ -179,6 +179,14 @@ def test_a_sweep_scores_each_width(run, tmp_path):
         return len(seen)
 
     widths = [0.05, 0.1, 0.15]
-    scores = sweep(sorted(folder.iterdir()), widths, score, tmp_path)
+    with pytest.warns(match="Left out: sigma_rel 0.001, residual"):
+        scores = sweep(
+            sorted(folder.iterdir()), [0.001, *widths], score, tmp_path
+        )
     assert scores == {0.05: 1, 0.1: 2, 0.15: 3}
     assert seen == [f"sigma_{width:g}.weights.h5" for width in widths]
+    with (
+        pytest.warns(match="Left out"),
+        pytest.raises(ValueError, match="able to make one of the widths"),
+    ):
+        sweep(sorted(folder.iterdir()), [0.001], score, tmp_path)

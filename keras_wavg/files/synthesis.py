@@ -3,7 +3,8 @@
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,26 @@ class SynthesisReport:
             f"{self.solution.residual:.2%}, condition number "
             f"{self.solution.condition:.2g}"
         )
+
+
+@dataclass(frozen=True)
+class MadeWidth:
+    """An average of a sweep.
+
+    Args:
+        sigma_rel: Float, its width.
+        path: The file, or `None` if the residual is too large.
+        solution: A `Solution`.
+    """
+
+    sigma_rel: float
+    path: Path | None
+    solution: Solution
+
+    def __str__(self) -> str:
+        made = self.path or "not made, the residual is too large"
+        residual = f"residual {self.solution.residual:.2%}"
+        return f"sigma_rel {self.sigma_rel:.4g}, {residual}: {made}"
 
 
 def synthesize(
@@ -114,7 +135,7 @@ def synthesize(
         [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3.2
     """
     given = checked(snapshots)
-    profiles = _spread([profile_in(path) for path in given])
+    profiles = _profiles_in(given)
     steps = max(profile.steps for profile in profiles)
     wanted = _target(target, sigma_rel, decay, half_life, steps)
     solution = solve(profiles, wanted)
@@ -138,30 +159,92 @@ def sweep(
     folder: str | os.PathLike[str],
     *,
     max_residual: float = 0.1,
+    overwrite: bool = False,
 ) -> dict[float, float]:
     """Score the averages of several widths.
+
+    Widths that the snapshots cannot make are left out, with a warning.
 
     Args:
         snapshots: See `synthesize`.
         sigma_rels: Sequence of floats, the widths.
         score: Function from the path of a `.weights.h5` to a number.
-        folder: Where the files are written, `sigma_<width>.weights.h5`.
+        folder: Where the files are written, `sigma_<width>.weights.h5`. It is
+            made if it is missing.
         max_residual: See `synthesize`.
+        overwrite: See `synthesize`.
+
+    Example:
+
+    ```python
+    def loss(path):
+        model.load_weights(path)
+        return model.evaluate(x_val, y_val, verbose=0)
+
+    scores = sweep(files, [0.03, 0.05, 0.1, 0.2], loss, "widths")
+    best = min(scores, key=scores.get)
+    ```
 
     Returns:
-        Dict from each width to its score.
+        Dict from each width that could be made to its score.
 
     Raises:
-        ValueError: See `synthesize`.
+        ValueError: If none of the widths can be made, or as `synthesize`.
+        FileExistsError: If there is a file and not `overwrite`.
     """
     scores = {}
-    for sigma_rel in sigma_rels:
-        path = Path(folder, f"sigma_{sigma_rel:g}.weights.h5")
-        synthesize(
-            snapshots, path, sigma_rel=sigma_rel, max_residual=max_residual
+    for made in made_widths(
+        snapshots,
+        sigma_rels,
+        folder,
+        max_residual=max_residual,
+        overwrite=overwrite,
+    ):
+        if made.path is None:
+            warnings.warn(f"Left out: {made}", stacklevel=2)
+        else:
+            scores[made.sigma_rel] = float(score(made.path))
+    if not scores:
+        raise ValueError(
+            "The snapshots must be able to make one of the widths. Received: "
+            f"sigma_rels={list(sigma_rels)}, max_residual={max_residual}"
         )
-        scores[float(sigma_rel)] = float(score(path))
     return scores
+
+
+def made_widths(
+    snapshots: Paths,
+    sigma_rels: Sequence[float],
+    folder: str | os.PathLike[str],
+    *,
+    max_residual: float,
+    overwrite: bool,
+) -> Iterator[MadeWidth]:
+    """Make the averages of several widths, one after the other.
+
+    Args: See `sweep`.
+
+    Yields:
+        A `MadeWidth` for each.
+
+    Raises:
+        ValueError: If a width does not exist, or a snapshot is none.
+        FileExistsError: If there is a file and not `overwrite`.
+    """
+    given = checked(snapshots)
+    profiles = _profiles_in(given)
+    steps = max(profile.steps for profile in profiles)
+    targets = {float(s): Profile.power(s, steps) for s in sigma_rels}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for sigma_rel, target in targets.items():
+        solution = solve(profiles, target)
+        path = Path(folder, f"sigma_{sigma_rel:g}.weights.h5")
+        if not solution.residual <= max_residual:
+            yield MadeWidth(sigma_rel, None, solution)
+            continue
+        weights = solution.coefficients
+        average_checkpoints(given, path, weights=weights, overwrite=overwrite)
+        yield MadeWidth(sigma_rel, path, solution)
 
 
 def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
@@ -206,8 +289,12 @@ def profile_in(path: Path) -> Profile:
         return Profile.mean([step], step)
 
 
-def _spread(profiles: Sequence[Profile]) -> list[Profile]:
-    """Let raw weights stand for the steps that they are nearest to."""
+def _profiles_in(paths: Sequence[Path]) -> list[Profile]:
+    """The profiles of snapshots.
+
+    Raw weights stand for the steps that they are nearest to.
+    """
+    profiles = [profile_in(path) for path in paths]
     raw = sorted({p.steps for p in profiles if len(p.times) == 1})
     middles = [(a + b) / 2 for a, b in itertools.pairwise(raw)]
     edges = [0.0, *middles, *raw[-1:]]
