@@ -7,13 +7,15 @@ import numpy
 from matplotlib import ticker
 
 from keras_wavg import arguments
-from keras_wavg.plots.style import axes_for_curves, curve, legend_above
+from keras_wavg.plots.style import (
+    axes_for_curves,
+    curve,
+    legend_above,
+    whole_numbers,
+)
 
-_RAW_STYLE = {"color": "0.6", "zorder": 1.5}
-_BEST = {
-    False: ("lowest", numpy.nanargmin),
-    True: ("highest", numpy.nanargmax),
-}
+# Before its first update an average is the raw weights: both shall be seen.
+_RAW_STYLE = {"color": "0.75", "linewidth": 2.5, "zorder": 1.5}
 
 
 def plot_history(
@@ -49,7 +51,7 @@ def plot_history(
     ... }
     >>> ax = plot_history(history)
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['raw: lowest 0.5, epoch 2', 'ema: lowest 0.4, epoch 3']
+    ['raw: lowest 0.5000, epoch 2', 'ema: lowest 0.4000, epoch 3']
 
     Returns:
         The `Axes`.
@@ -58,16 +60,32 @@ def plot_history(
         ValueError: If the history has no such scores, or if `mode` is none of
             these.
     """
-    best_of = _BEST[arguments.is_higher_better(metric, mode)]
+    is_higher_better = arguments.is_higher_better(metric, mode)
     scores = _scores(history, metric)
     ax = axes_for_curves(ax, len(scores))
     for index, (name, values) in enumerate(scores.items()):
-        style = _RAW_STYLE if name == "raw" else curve(index - 1)
-        _draw(ax, name, _epochs(history, values), values, best_of, style)
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        style = curve(index - 1) if index else _RAW_STYLE
+        _draw(
+            ax,
+            name,
+            _epochs(history, values),
+            values,
+            style,
+            is_higher_better=is_higher_better,
+        )
+    _label(ax, metric)
+    return ax
+
+
+def _label(ax: Any, metric: str) -> None:
+    ax.xaxis.set_major_locator(whole_numbers())
+    # A factor of all ticks would be where the legend is.
+    plain = ticker.ScalarFormatter(useOffset=False)
+    plain.set_scientific(False)
+    ax.yaxis.set_major_formatter(plain)
+    ax.set_xlim(left=max(0.5, ax.get_xlim()[0]), auto=None)
     ax.set(xlabel="epoch", ylabel=metric)
     legend_above(ax)
-    return ax
 
 
 def _scores(history: Any, metric: str) -> dict[str, Any]:
@@ -108,23 +126,38 @@ def _epochs(history: Any, values: Any) -> Any:
 
 
 def _draw(
-    ax: Any, name: str, epochs: Any, values: Any, best_of: Any, style: Any
+    ax: Any,
+    name: str,
+    epochs: Any,
+    values: Any,
+    style: Any,
+    *,
+    is_higher_better: bool,
 ) -> None:
     there = ~numpy.isnan(values)
     epochs, values = epochs[there], values[there]
-    line = {"linewidth": 1.2, "markersize": 5, "markeredgecolor": "white"}
-    word, argbest = best_of
-    if not numpy.isfinite(values).any():
-        ax.plot(epochs, values, label=f"{name}: none finite", **style)
-        return
-    best = argbest(numpy.where(numpy.isfinite(values), values, numpy.nan))
-    label = f"{name}: {word} {values[best]:.4g}, epoch {epochs[best]}"
+    best = _best(values, is_higher_better=is_higher_better)
+    word = "highest" if is_higher_better else "lowest"
     ax.plot(
         epochs,
         values,
-        label=label,
+        label=name + "".join(_said(word, epochs[i], values[i]) for i in best),
         marker="o",
-        markevery=[int(best)],
-        **line,
-        **style,
+        markevery=best,
+        markersize=5.5,
+        markeredgecolor="white",
+        **{"linewidth": 1.2} | style,
     )
+
+
+def _best(values: Any, *, is_higher_better: bool) -> list[int]:
+    """Where the best value is, if any is finite."""
+    finite = numpy.isfinite(values)
+    losses = -values if is_higher_better else values
+    best = numpy.where(finite, losses, numpy.inf).argsort(kind="stable")
+    return [int(index) for index in best[:1] if finite[index]]
+
+
+def _said(word: str, epoch: int, value: float) -> str:
+    digits = f"{value:#.4g}".rstrip(".")
+    return f": {word} {digits}, epoch {epoch}"

@@ -7,11 +7,17 @@ from typing import Any
 import numpy
 from matplotlib import markers, ticker
 
-from keras_wavg.plots.style import axes_for_curves, curve, legend_above
+from keras_wavg.plots.style import (
+    axes_for_curves,
+    curve,
+    legend_above,
+    whole_numbers,
+)
 from keras_wavg.profile import Profile
 
 _BINS = 1000
 _LEAST_SHARE = 0.0005
+_HIGHEST_PIN = 0.95
 
 
 def plot_profile(
@@ -23,10 +29,10 @@ def plot_profile(
     stands for, so that averages sampled every step and every ten steps can be
     compared. The area under it is the share of those steps.
 
-    The weights at which an average began stand for no step. What is left of
-    them is drawn as a pin at their place, hollow if it is less than nothing (as
-    in `BEMA`), and a share of one is as high as the picture. So is a sample
-    that stands alone.
+    The weights at which an average began stand for no step. Their share is a
+    pin at their place, and a number in the legend. At 100 % a pin is nearly as
+    high as the picture; it is hollow if the share is negative, as it can be in
+    `BEMA`. A sample that is the only one is a pin, too.
 
     The triangle on the axis is as far from the end as the average is old: its
     mean age.
@@ -65,6 +71,8 @@ def plot_profile(
     for index, (label, profile) in enumerate(labelled.items()):
         _draw(ax, profile, label, curve(index))
     ax.margins(x=0.02)
+    ax.xaxis.set_major_locator(whole_numbers())
+    ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     ax.set(xlabel="optimizer step", ylabel="share per step")
     legend_above(ax)
@@ -91,14 +99,11 @@ def _not_profiles(received: Any) -> ValueError:
 
 
 def _numbers(profile: Profile) -> str:
-    text = (
+    share = _pinned_share(profile)
+    return (
         f"mean age {_short(profile.mean_age)}, "
         rf"$\sigma_\mathrm{{rel}}$ {_short(profile.sigma_rel)}"
-    )
-    share = _pinned_share(profile)
-    if share:
-        text += f", {share:.1%} at step {profile.times[0]:.0f}"
-    return text
+    ) + (f", pin {share:.1%}" if share else "")
 
 
 def _short(number: float) -> str:
@@ -109,40 +114,55 @@ def _short(number: float) -> str:
 
 
 def _draw(ax: Any, profile: Profile, label: str, style: Any) -> None:
-    edges = _edges(profile.steps)
-    density = numpy.diff(_spread(profile).cumulative(edges))
-    density /= numpy.diff(edges)
-    ax.stairs(
-        density, edges, baseline=None, label=label, linewidth=1.2, **style
-    )
-    if profile.mean_age >= 0:  # else it is ahead of the latest step
-        ax.plot(
-            profile.steps - profile.mean_age,
-            0,
-            marker=markers.CARETUPBASE,
-            markersize=6,
-            markeredgewidth=0,
-            color=style["color"],
-            clip_on=False,
-        )
-    _draw_pin(ax, profile, style["color"])
-
-
-def _draw_pin(ax: Any, profile: Profile, color: str) -> None:
+    _draw_density(ax, profile, label, style)
     share = _pinned_share(profile)
     if share:
-        ax.plot(
-            [profile.times[0]] * 2,
-            [0, abs(share)],
-            transform=ax.get_xaxis_transform(),
-            marker="o",
-            markevery=[1],
-            markersize=4.5,
-            markerfacecolor=color if share > 0 else "white",
-            color=color,
-            linewidth=1.2,
-            clip_on=False,
-        )
+        _draw_pin(ax, profile, share, style["color"])
+    if profile.mean_age >= 0:  # else it is ahead of the latest step
+        _draw_mean_age(ax, profile, style["color"])
+
+
+def _draw_density(ax: Any, profile: Profile, label: str, style: Any) -> None:
+    edges = _edges(profile.steps)
+    shares = numpy.diff(_spread(profile).cumulative(edges))
+    density = ax.stairs(
+        shares / numpy.diff(edges),
+        edges,
+        baseline=None,
+        label=label,
+        linewidth=1.2,
+        **style,
+    )
+    density.sticky_edges.y.append(0)
+    # The plain mean's, for where all that there is is a pin.
+    ax.update_datalim([(0, 1 / profile.steps)])
+
+
+def _draw_pin(ax: Any, profile: Profile, share: float, color: str) -> None:
+    ax.plot(
+        [profile.times[0]] * 2,
+        [0, _HIGHEST_PIN * abs(share)],
+        transform=ax.get_xaxis_transform(),
+        marker="o",
+        markevery=[1],
+        markersize=4.5,
+        markerfacecolor=color if share > 0 else "white",
+        color=color,
+        linewidth=1.2,
+        clip_on=False,
+    )
+
+
+def _draw_mean_age(ax: Any, profile: Profile, color: str) -> None:
+    ax.plot(
+        profile.steps - profile.mean_age,
+        0,
+        marker=markers.CARETUPBASE,
+        markersize=6,
+        markeredgewidth=0,
+        color=color,
+        clip_on=False,
+    )
 
 
 def _edges(steps: int) -> Any:
@@ -160,9 +180,10 @@ def _spread(profile: Profile) -> Profile:
 
 
 def _pinned_share(profile: Profile) -> float:
+    """Of the sample that stands for no steps, if it is enough to be seen."""
     share = float(profile.shares[0])
-    is_seen = _begins_with_a_pin(profile) and abs(share) >= _LEAST_SHARE
-    return share if is_seen else 0.0
+    is_seen = abs(share) >= _LEAST_SHARE
+    return share if is_seen and _begins_with_a_pin(profile) else 0.0
 
 
 def _begins_with_a_pin(profile: Profile) -> bool:
@@ -172,7 +193,5 @@ def _begins_with_a_pin(profile: Profile) -> bool:
     if profile.times[0] == 0 or len(profile.times) == 1:
         return True
     # A profile does not say. But a sample outweighs none that is newer.
-    first, rest = profile.shares[0], profile.shares[1:]
-    intervals = numpy.diff(profile.times)
-    outweighs = first / intervals[0] > 2 * (rest / intervals).max()
-    return bool(outweighs or first < 0)
+    first, second = profile.shares[:2]
+    return bool(first < 0 or first > 2 * second)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 # Okabe and Ito's, which the colour-blind can tell apart, without yellow.
 _COLORS = (
@@ -28,7 +28,7 @@ def given_or_new(ax: Any, *, width: float, height: float) -> Any:
 
 def axes_for_curves(ax: Any, count: int) -> Any:
     """The axes given, or new ones with room for a legend of so many rows."""
-    ax = given_or_new(ax, width=4.5, height=2.6 + _ROW * count)
+    ax = given_or_new(ax, width=5, height=2.6 + _ROW * count)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -40,6 +40,13 @@ def curve(index: int) -> dict[str, Any]:
         "color": _COLORS[index % len(_COLORS)],
         "linestyle": _DASHES[dashes],
     }
+
+
+def whole_numbers() -> Any:
+    """A locator of ticks, for steps and epochs."""
+    return ticker.MaxNLocator(
+        "auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]
+    )
 
 
 def legend_above(ax: Any) -> None:
