@@ -19,15 +19,10 @@ from keras_wavg.plots import (
 )
 from keras_wavg.plots.contours import _tick_labels
 
+pytestmark = pytest.mark.usefixtures("figures")
+
 CENTRE = numpy.array([1.0, -2.0, 0.5])
 CURVATURE = numpy.array([1.0, 4.0, 0.25])
-
-
-@pytest.fixture(autouse=True)
-def _figures_without_a_screen():
-    pyplot.switch_backend("Agg")
-    yield
-    pyplot.close("all")
 
 
 def three_weights():

@@ -63,8 +63,8 @@ def plot_profile(
         ValueError: If `profiles` is neither.
 
     References:
-        [Karras et al., 2024](https://arxiv.org/abs/2312.02696), figure 4 and
-        section 3, for the relative width
+        [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3, for
+        such profiles and the relative width
     """
     labelled = _labelled(profiles)
     ax = axes_for_curves(ax, len(labelled))
@@ -125,7 +125,7 @@ def _draw(ax: Any, profile: Profile, label: str, style: Any) -> None:
 def _draw_density(ax: Any, profile: Profile, label: str, style: Any) -> None:
     edges = _edges(profile.steps)
     shares = numpy.diff(_spread(profile).cumulative(edges))
-    density = ax.stairs(
+    outline = ax.stairs(
         shares / numpy.diff(edges),
         edges,
         baseline=None,
@@ -133,7 +133,7 @@ def _draw_density(ax: Any, profile: Profile, label: str, style: Any) -> None:
         linewidth=1.2,
         **style,
     )
-    density.sticky_edges.y.append(0)
+    outline.sticky_edges.y.append(0)
     # The plain mean's, for where all that there is is a pin.
     ax.update_datalim([(0, 1 / profile.steps)])
 
