@@ -9,6 +9,8 @@ from typing import Any
 
 from keras_wavg.plan import Include
 
+_HIGHER_IS_BETTER = ("acc", "auc", "f1", "fmeasure", "precision", "recall")
+
 
 def is_number(value: Any) -> bool:
     """Whether it is a real number, of Python or of NumPy."""
@@ -135,3 +137,14 @@ def device(device: Any) -> str | None:
             f"'cpu'. Received: device={device!r}"
         )
     return device
+
+
+def is_higher_better(metric: str, mode: Any) -> bool:
+    """What the argument `mode` says of a metric."""
+    if mode not in {"auto", "min", "max"}:
+        raise ValueError(
+            f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}"
+        )
+    if mode == "auto":
+        return any(part in metric for part in _HIGHER_IS_BETTER)
+    return mode == "max"

@@ -35,10 +35,12 @@ class Profile:
 
     Args:
         times: Array of increasing numbers: the optimizer steps after which a
-            sample was taken. 0 is the weights from before training.
+            sample was taken.
         shares: Array as long, what each has in the average. They sum to one.
         steps: Integer, the optimizer steps so far.
         exponent: Float, gamma of a power-function average, else `None`.
+        begun_at_first: Boolean, whether the first sample is the weights at
+            which the average began, which stand for no step.
 
     Example:
 
@@ -55,6 +57,7 @@ class Profile:
     shares: Any
     steps: int
     exponent: float | None = None
+    begun_at_first: bool = False
 
     @classmethod
     def of_schedule(
@@ -89,7 +92,8 @@ class Profile:
             moments = numpy.append(float(start), moments)
             shares = numpy.append(kept[:1], shares)
         exponent = schedule.exponent if isinstance(schedule, Power) else None
-        return cls(moments, shares, steps, exponent)
+        begun = schedule.starts_from_initial
+        return cls(moments, shares, steps, exponent, begun)
 
     @classmethod
     def ema(cls, decay: float, steps: int) -> Self:
@@ -142,8 +146,8 @@ class Profile:
 
     @property
     def initial_share(self) -> float:
-        """The share of the weights from before training."""
-        return float(self.shares[self.times == 0].sum())
+        """The share of the weights at which the average began."""
+        return float(self.shares[0]) if self.begun_at_first else 0.0
 
     def cumulative(self, times: Any) -> Any:
         """The share of all steps up to some times.
@@ -164,8 +168,9 @@ class Profile:
     def _knots(self) -> tuple[Any, Any]:
         """Times, and the share up to each of them; even in between."""
         interval = self.times[1] - self.times[0] if len(self.times) > 1 else 1
-        # The weights from before training stand for no step.
-        before = max(0, self.times[0] - interval) if self.times[0] else -1
+        before = max(0, self.times[0] - interval)
+        if self.begun_at_first:
+            before = self.times[0] - 1
         reached = numpy.append(0, self.shares).cumsum()
         return numpy.append(before, self.times), reached
 
@@ -187,6 +192,7 @@ class Profile:
                 "shares": shares.tolist(),
                 "steps": self.steps,
                 "exponent": self.exponent,
+                "begun_at_first": self.begun_at_first,
             }
         )
 
@@ -202,6 +208,7 @@ class Profile:
             times = numpy.array(found["times"], "float64")
             shares = numpy.array(found["shares"], "float64")
             steps, exponent = int(found["steps"]), found["exponent"]
+            begun = bool(found["begun_at_first"])
             sound = (
                 times.shape == shares.shape == (times.size,)
                 and times.size > 0
@@ -218,7 +225,7 @@ class Profile:
                 "A profile must have increasing times, and shares that sum to "
                 f"one. Received: {text[:80]!r}"
             )
-        return cls(times, shares, steps, exponent)
+        return cls(times, shares, steps, exponent, begun)
 
     def __str__(self) -> str:
         return (

@@ -42,3 +42,13 @@ def _same_start() -> None:
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def figures():
+    """Figures without a screen, none of which is left."""
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("Agg")
+    yield
+    pyplot.close("all")

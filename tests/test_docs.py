@@ -48,12 +48,15 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
         "files.coefficients",
         "files.numbers",
         "horizon",
+        "plots.history",
+        "plots.profiles",
         "profile",
         "files.select",
         "files.hdf5.attributes",
         "files.hdf5.datatypes",
     ],
 )
+@pytest.mark.usefixtures("figures")
 def test_docstring_examples_run(room):
     module = importlib.import_module(f"keras_wavg.{room}")
     result = doctest.testmod(module)

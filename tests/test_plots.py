@@ -17,16 +17,12 @@ from keras_wavg.plots import (
     loss_plane,
     plot_loss_plane,
 )
+from keras_wavg.plots.contours import _tick_labels
+
+pytestmark = pytest.mark.usefixtures("figures")
 
 CENTRE = numpy.array([1.0, -2.0, 0.5])
 CURVATURE = numpy.array([1.0, 4.0, 0.25])
-
-
-@pytest.fixture(autouse=True)
-def _figures_without_a_screen():
-    pyplot.switch_backend("Agg")
-    yield
-    pyplot.close("all")
 
 
 def three_weights():
@@ -275,7 +271,7 @@ def test_ticks_have_as_few_digits_as_tell_them_apart():
         ([1.001, 1.002, 1.011], ["1.001", "1.002", "1.011"]),
         ([0.0, 1e-6, 2e7], ["0.0", "1e-06", "2e+07"]),
     ):
-        assert plots._tick_labels(numpy.array(levels)) == expected
+        assert _tick_labels(numpy.array(levels)) == expected
 
 
 def test_two_scores_have_two_levels(tmp_path):

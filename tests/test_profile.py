@@ -1,5 +1,7 @@
 """A profile says what an average is made of, and training agrees."""
 
+import json
+
 import numpy
 import pytest
 from models import clock
@@ -81,9 +83,11 @@ def test_an_ema_has_the_moments_of_its_formulas(decay):
 
 def test_a_textbook_average_knows_its_initial_weights():
     ema = EMA(0.9, bias_correction=False)
+    late = EMA(0.999, bias_correction=False, swap=False, start=STEPS - 700)
     with pytest.warns(match="weights from before training"):
-        measured(EMA(0.9999, bias_correction=False, swap=False), ema)
+        measured(late, ema)
     assert ema.profile().initial_share == pytest.approx(0.9**STEPS)
+    assert late.profile().initial_share == pytest.approx(0.999**700)
 
 
 @pytest.mark.parametrize("sigma_rel", numpy.linspace(0.01, 0.28, 28))
@@ -112,8 +116,14 @@ def test_a_profile_survives_as_text(steps):
         assert len(text) < 250_000
         back = Profile.from_json(text)
         assert back.exponent == profile.exponent
+        assert back.begun_at_first == profile.begun_at_first
         assert back.mean_age == pytest.approx(profile.mean_age, rel=2e-2)
         assert back.deviation == pytest.approx(profile.deviation, rel=2e-2)
+
+
+def text(**changed):
+    """A profile as text, with a fault."""
+    return json.dumps(json.loads(Profile.ema(0.9, 1).to_json()) | changed)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +131,10 @@ def test_a_profile_survives_as_text(steps):
     [
         "",
         "[]",
-        '{"times": [1], "shares": [2], "steps": 1, "exponent": null}',
-        '{"times": [2, 1], "shares": [0, 1], "steps": 1, "exponent": null}',
-        '{"times": [1], "shares": [1], "steps": 1, "exponent": -1}',
+        text(times=[1], shares=[2]),
+        text(times=[2, 1], shares=[0, 1]),
+        text(times=[1], shares=[1], exponent=-1),
+        text(times=[1], shares=["one"]),
     ],
 )
 def test_a_text_that_is_no_profile_is_refused(text):

@@ -21,7 +21,6 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 _NAME = re.compile(
     rf"(?P<epoch>\d+)(?:-(?P<score>(?=\D*\d*[.eEni]){_NUMBER}))?$"
 )
-_HIGHER_IS_BETTER = ("acc", "auc", "f1", "fmeasure", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,9 @@ def select_checkpoints(
             "Exactly one of `last` and `best` must be given. Received: "
             f"last={last}, best={best}"
         )
-    order = _Order(metric, _is_higher_better(metric, mode), best is not None)
+    order = _Order(
+        metric, arguments.is_higher_better(metric, mode), best is not None
+    )
     count = arguments.integer(
         *(("last", last) if best is None else ("best", best)), at_least=1
     )
@@ -176,16 +177,6 @@ class _Order:
         return (
             f"{'highest' if self.is_higher_better else 'lowest'} {self.metric}"
         )
-
-
-def _is_higher_better(metric: str, mode: str) -> bool:
-    if mode not in {"auto", "min", "max"}:
-        raise ValueError(
-            f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}"
-        )
-    if mode == "auto":
-        return any(part in metric for part in _HIGHER_IS_BETTER)
-    return mode == "max"
 
 
 def _candidates(

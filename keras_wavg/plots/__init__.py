@@ -1,0 +1,29 @@
+"""Pictures: where averages lie, what they are made of, how good they are.
+
+`plot_loss_plane` draws a score around three points of weight space, of which
+`loss_plane` measures it and `draw_loss_plane` draws it; `plot_profile` draws
+the share of each past step in an average; `plot_history` draws the scores of
+the raw weights and of each average. They need matplotlib, which
+`pip install "keras-wavg[plots]"` brings along.
+"""
+
+try:
+    import matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'Plots need matplotlib. Run: pip install "keras-wavg[plots]"'
+    ) from error
+
+from keras_wavg.plots.contours import draw_loss_plane, plot_loss_plane
+from keras_wavg.plots.history import plot_history
+from keras_wavg.plots.plane import LossPlane, loss_plane
+from keras_wavg.plots.profiles import plot_profile
+
+__all__ = [
+    "LossPlane",
+    "draw_loss_plane",
+    "loss_plane",
+    "plot_history",
+    "plot_loss_plane",
+    "plot_profile",
+]

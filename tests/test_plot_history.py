@@ -1,0 +1,185 @@
+"""The picture of a history: raw against averages, and the best of each."""
+
+import math
+
+import keras
+import models
+import numpy
+import pytest
+from matplotlib import pyplot
+from models import BATCH, compiled, data
+
+from keras_wavg import EMA, SWA, AverageEvaluator
+from keras_wavg.plots import plot_history
+
+pytestmark = pytest.mark.usefixtures("figures")
+
+NAN = math.nan
+HISTORY = {
+    "loss": [9.0, 8.0, 7.0],
+    "val_loss": [0.8, 0.6, 0.4],
+    "ema_val_loss": [0.8, 0.6, 0.4],
+    "raw_val_loss": [0.9, 0.5, 0.7],
+    "slow_ema_val_loss": [0.85, 0.95, 0.75],
+    "raw_val_accuracy": [0.3, 0.9, 0.5],
+    "ema_val_accuracy": [0.3, 0.6, 0.8],
+}
+
+
+def curves(ax):
+    """Epochs and values by name."""
+    return {
+        line.get_label().split(":")[0]: line.get_xydata().T.tolist()
+        for line in ax.lines
+    }
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def best(ax):
+    """The point with a dot, by name."""
+    return {
+        line.get_label().split(":")[0]: line.get_xydata()[
+            line.get_markevery()
+        ].tolist()
+        for line in ax.lines
+    }
+
+
+def test_raw_comes_first_then_each_average_by_epoch():
+    found = curves(plot_history(HISTORY))
+    assert list(found) == ["raw", "ema", "slow_ema"]
+    assert found == {
+        "raw": [[1, 2, 3], [0.9, 0.5, 0.7]],
+        "ema": [[1, 2, 3], [0.8, 0.6, 0.4]],
+        "slow_ema": [[1, 2, 3], [0.85, 0.95, 0.75]],
+    }
+
+
+def test_raw_is_gray_and_averages_are_not():
+    colours = [line.get_color() for line in plot_history(HISTORY).lines]
+    red, green, blue = pyplot.matplotlib.colors.to_rgb(colours[0])
+    assert red == green == blue
+    assert len(set(colours)) == 3
+
+
+def test_the_best_epoch_of_each_has_a_dot_and_is_said():
+    ax = plot_history(HISTORY)
+    assert best(ax) == {
+        "raw": [[2, 0.5]],
+        "ema": [[3, 0.4]],
+        "slow_ema": [[3, 0.75]],
+    }
+    assert labels(ax) == [
+        "raw: lowest 0.5000, epoch 2",
+        "ema: lowest 0.4000, epoch 3",
+        "slow_ema: lowest 0.7500, epoch 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("auto", "highest 0.9000"), ("max", "highest 0.9"), ("min", "lowest 0.3")],
+)
+def test_the_mode_says_what_is_best(mode, expected):
+    ax = plot_history(HISTORY, "val_accuracy", mode=mode)
+    assert labels(ax)[0].startswith(f"raw: {expected}")
+    assert ax.get_ylabel() == "val_accuracy"
+
+
+def test_epochs_between_evaluations_are_bridged():
+    history = {
+        "raw_val_loss": [0.9, NAN, NAN, 0.3, NAN],
+        "ema_val_loss": [0.8, NAN, NAN, 0.6, NAN],
+    }
+    found = curves(plot_history(history))
+    assert found["raw"] == [[1, 4], [0.9, 0.3]]
+    assert found["ema"] == [[1, 4], [0.8, 0.6]]
+
+
+def test_what_is_infinite_is_never_the_best():
+    history = {"raw_val_loss": [-math.inf, 2.0, math.inf, 1.0]}
+    assert best(plot_history(history)) == {"raw": [[4, 1.0]]}
+
+
+def test_an_average_without_a_finite_score_has_no_best():
+    history = {"raw_val_loss": [1.0, 2.0], "ema_val_loss": [NAN, math.inf]}
+    ax = plot_history(history)
+    assert labels(ax) == ["raw: lowest 1.000, epoch 1", "ema"]
+    assert best(ax)["ema"] == []
+
+
+def test_epochs_go_on_from_where_a_fit_began():
+    history = keras.callbacks.History()
+    history.history, history.epoch = HISTORY, [7, 8, 9]
+    assert curves(plot_history(history))["raw"][0] == [8, 9, 10]
+
+
+def test_a_fit_with_an_evaluator_is_drawn(tmp_path):
+    model = compiled(models.dense(), metrics=["mae"])
+    x, y = data(3)
+    averages = [EMA(0.5), SWA(start_epoch=2, swap=False)]
+    evaluator = AverageEvaluator(x, y, averages=averages, every=2)
+    bigger = AverageEvaluator(x, y, averages=averages, name="big_val")
+    history = model.fit(
+        x,
+        y,
+        batch_size=BATCH,
+        epochs=5,
+        verbose=0,
+        callbacks=[*averages, evaluator, bigger],
+    )
+    names = ["raw", *(average.name for average in averages)]
+    every_other = curves(plot_history(history))
+    assert list(every_other) == names
+    assert every_other["raw"][0] == [1, 2, 4]
+    found = curves(plot_history(history, "big_val_mae"))
+    assert list(found) == names
+    for name in names:
+        assert found[name][1] == history.history[f"{name}_big_val_mae"]
+    ax = plot_history(history)
+    ax.set_yscale("log")
+    ax.figure.savefig(tmp_path / "history.pdf")
+
+
+def test_epochs_are_whole_numbers_from_1_on():
+    for epochs in (1, 2, 5, 300):
+        ax = plot_history({"raw_val_loss": numpy.ones(epochs)})
+        ticks = [t for t in ax.get_xticks() if t >= ax.get_xlim()[0]]
+        assert ticks == [round(tick) for tick in ticks]
+        assert min(ticks) >= 1
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_no_factor_of_the_ticks_gets_into_the_legend(factor):
+    ax = plot_history({"raw_val_loss": [factor, 2 * factor, 3 * factor]})
+    ax.figure.canvas.draw()
+    assert not ax.yaxis.get_offset_text().get_text()
+
+
+def test_the_picture_is_drawn_on_the_axes_given():
+    _, ax = pyplot.subplots()
+    assert plot_history(HISTORY, ax=ax) is ax
+    assert ax.get_xlabel() == "epoch"
+    assert plot_history(HISTORY).figure is not ax.figure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"metric": "val_auc"},
+            r"`metric` must .* metric='val_auc', and .*ema",
+        ),
+        ({"metric": "loss"}, r"`metric` must .* Received: metric='loss'"),
+        ({"history": {}}, r"`metric` must .* a history of \[\]"),
+        ({"history": [0.5]}, r"`history` must .* history=\[0.5\]"),
+        ({"mode": "best"}, r"`mode` must .* Received: mode='best'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_drawn_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plot_history(**{"history": HISTORY} | arguments)
