@@ -10,7 +10,7 @@ import numpy
 import pytest
 from models import BATCH, Samples, compiled, data, equal
 
-from keras_wavg import EMA, FGE, LAWA, SWA, SWAG
+from keras_wavg import EMA, FGE, LAWA, SWA, SWAG, PowerEMA
 from keras_wavg.callbacks.evaluator import AverageEvaluator
 
 X, Y = data(6)
@@ -50,6 +50,20 @@ def saved_score(path):
     model = model_of()
     model.load_weights(path)
     return model.evaluate(X_VAL, Y_VAL, verbose=0)
+
+
+def test_each_width_of_a_power_function_average_has_its_score(tmp_path):
+    power = PowerEMA((0.05, 0.2), snapshots=tmp_path)
+    history = fit(model_of(), power, evaluator(power), validation_data=(X, Y))
+    assert sorted(key for key in history if key.startswith("power")) == [
+        "power_ema_0.05_val_loss",
+        "power_ema_0.2_val_loss",
+    ]
+    for width in power.sigma_rel:
+        for epoch, score in enumerate(history[f"power_ema_{width}_val_loss"]):
+            name = f"sigma_{width}-{epoch + 1:05}.weights.h5"
+            expected = saved_score(tmp_path / name)
+            assert score == pytest.approx(expected, rel=1e-5)
 
 
 class EpochEnds(keras.callbacks.Callback):

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import keras
@@ -207,6 +207,15 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         finally:
             if put_in:
                 self.restore()
+
+    def contexts(self) -> dict[str, Callable[[], Any]]:
+        """The averages of this callback, each as what puts it in the model.
+
+        Returns:
+            Dict from a name to a function that returns a context, as
+            `applied()` does.
+        """
+        return {self.name: self.applied}
 
     # The hooks of `fit`, `evaluate` and `predict`
 

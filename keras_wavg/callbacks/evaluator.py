@@ -19,11 +19,11 @@ class AverageEvaluator(keras.callbacks.Callback):
     """Evaluates the raw weights and each average at the end of an epoch.
 
     The results go into the logs of the epoch, and so into `History`, as
-    `raw_val_loss`, `ema_val_loss`, and so on: the `name` of the average, then
-    what `validation_data` would have given. Any callback can monitor them,
-    wherever it is in the list: the evaluator makes itself the first one. (Keras
-    does not know of these names whether less is better: pass `mode="min"` or
-    `mode="max"`.)
+    `raw_val_loss`, `ema_val_loss`, and so on: the `name` of the average (and
+    the width of one of several in a `PowerEMA`), then what `validation_data`
+    would have given. Any callback can monitor them, wherever it is in the list:
+    the evaluator makes itself the first one. (Keras does not know of these
+    names whether less is better: pass `mode="min"` or `mode="max"`.)
 
     What an epoch ends on is kept as if nobody had evaluated: weights, averages,
     metrics, random seeds. So `ModelCheckpoint` and `EarlyStopping` save and
@@ -148,10 +148,12 @@ class AverageEvaluator(keras.callbacks.Callback):
             raw = self._evaluate()
             results["raw"] = raw
             for average in self.averages:
-                results[average.name] = raw
-                if average._average() is not None:
-                    with average.applied():
-                        results[average.name] = self._evaluate()
+                exists = average._average() is not None
+                for name, applied in average.contexts().items():
+                    results[name] = raw
+                    if exists:
+                        with applied():
+                            results[name] = self._evaluate()
         return {
             f"{whose}_{self.name}_{metric}": value
             for whose, metrics in results.items()
@@ -191,7 +193,7 @@ def _checked(averages: Any) -> list[WeightAveraging]:
             "`averages` must be averaging callbacks, such as `EMA`. "
             f"Received: {others[0]!r}"
         )
-    names = ["raw", *(average.name for average in averages)]
+    names = ["raw", *(n for average in averages for n in average.contexts())]
     if len(set(names)) < len(names):
         raise ValueError(
             "`averages` must have different names, by which the logs tell them "

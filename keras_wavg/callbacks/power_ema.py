@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,15 @@ class PowerEMA(WeightAveraging):
         with weights_given_back(self.model):
             shadow.averages.put_in(self.model, index)
             yield
+
+    def contexts(self) -> dict[str, Callable[[], Any]]:
+        """The averages, by the name and, if there are several, the width."""
+        if len(self.sigma_rel) == 1:
+            return super().contexts()
+        return {
+            f"{self.name}_{width:g}": functools.partial(self.applied, width)
+            for width in self.sigma_rel
+        }
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the snapshots that are due."""
