@@ -289,8 +289,8 @@ class RunningAverage:
             "An average that starts from the weights before training needs a "
             "model that is built by then. Received: a model without (all of) "
             "its weights. Give it an `Input`, or call it on data or "
-            "`model.build(input_shape)` before `fit` or `set_model`, or "
-            "average with `bias_correction=True`."
+            "`model.build(input_shape)` before `fit` or `set_model`, or take "
+            "an average without a beginning: `EMA` with `bias_correction=True`."
         )
 
 
