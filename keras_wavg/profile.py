@@ -21,6 +21,9 @@ ATTRIBUTE = "keras_wavg_profile"
 """Of the root of a weights file: the profile of the weights in it, as text."""
 
 _MOST_IN_TEXT = 4000
+_MOST_STEPS = 2**63
+# Of a profile of all steps. Beyond that some of them stand for several.
+_MOST_SAMPLES = 1_000_000
 
 WIDEST = 1 / math.sqrt(12)
 """The relative width of the plain mean, the widest of all here."""
@@ -213,17 +216,25 @@ class Profile:
                 times.shape == shares.shape == (times.size,)
                 and times.size > 0
                 and bool((numpy.diff(times) > 0).all())
+                and 0 <= times[0] <= times[-1] <= steps
+                and 1 <= steps <= _MOST_STEPS
                 and math.isclose(shares.sum(), 1, rel_tol=1e-6)
                 and (exponent is None or 0 <= exponent < math.inf)
             )
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise ValueError(
                 f"A profile must be as it was saved. Received: {text[:80]!r}"
             ) from error
         if not sound:
             raise ValueError(
-                "A profile must have increasing times, and shares that sum to "
-                f"one. Received: {text[:80]!r}"
+                "A profile must have increasing times up to its steps, and "
+                f"shares that sum to one. Received: {text[:80]!r}"
             )
         return cls(times, shares, steps, exponent, begun)
 
@@ -292,4 +303,9 @@ def exponent_from_sigma_rel(sigma_rel: float) -> float:
 
 
 def _all(steps: int) -> Any:
-    return numpy.arange(1, steps + 1)
+    """The steps, or if there are too many the latest ones and some others."""
+    if steps <= _MOST_SAMPLES:
+        return numpy.arange(1.0, steps + 1)
+    evenly = numpy.linspace(0, steps, _MOST_SAMPLES // 2 + 1)
+    ages = numpy.geomspace(1, steps, _MOST_SAMPLES // 2)
+    return numpy.unique(numpy.append(evenly, steps - ages).round())[1:]

@@ -124,6 +124,7 @@ MAY_IMPORT = {
         "keras_wavg.files.report",
         "keras_wavg.files.source",
         "keras_wavg.files.streaming",
+        "keras_wavg.profile",
     },
     "files/numbers.py": {"numpy"},
     "files/output.py": {

@@ -84,6 +84,8 @@ def test_snapshots_are_the_averages_at_the_ends_of_epochs(tmp_path):
         )
         assert reference.relative_error(model.get_weights(), expected) < 2e-6
         assert profile_in(path).steps == 100
+        told = f"an average {profile_in(path)}"
+        assert told in str(inspect_checkpoint(path)).splitlines()
         assert set(inspect_checkpoint(path).arrays) == {
             name
             for name in inspect_checkpoint(path).arrays

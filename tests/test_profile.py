@@ -109,6 +109,13 @@ def test_a_width_that_does_not_exist_is_refused(sigma_rel):
         exponent_from_sigma_rel(sigma_rel)
 
 
+def test_a_very_long_run_has_the_profile_of_its_formulas():
+    ema, power = Profile.ema(0.9999, 10**9), Profile.power(0.1, 10**9)
+    assert ema.mean_age == pytest.approx(9999, rel=1e-3)
+    assert ema.deviation == pytest.approx(9999.5, rel=1e-3)
+    assert power.sigma_rel == pytest.approx(0.1, rel=1e-3)
+
+
 @pytest.mark.parametrize("steps", [1, 10, 100_000])
 def test_a_profile_survives_as_text(steps):
     for profile in (Profile.ema(0.99, steps), Profile.power(0.1, steps)):
@@ -135,6 +142,14 @@ def text(**changed):
         text(times=[2, 1], shares=[0, 1]),
         text(times=[1], shares=[1], exponent=-1),
         text(times=[1], shares=["one"]),
+        text(times=[2]),
+        text(times=[-1]),
+        text(times=[float("nan")]),
+        text(steps=1e400),
+        text(steps=2**70),
+        text(steps=None),
+        text(begun_at_first=None, exponent="wide"),
+        "[" * 100_000,
     ],
 )
 def test_a_text_that_is_no_profile_is_refused(text):

@@ -22,6 +22,7 @@ from keras_wavg.files.hdf5.structure import Array
 from keras_wavg.files.report import table
 from keras_wavg.files.source import printable
 from keras_wavg.files.streaming import Block, Progress, blocks, for_each
+from keras_wavg.profile import ATTRIBUTE, Profile
 
 AnyPath = str | os.PathLike[str]
 
@@ -35,12 +36,14 @@ class Inspection:
         arrays: Dict from the path of each variable to its `Array`.
         provenance: Dict that `average_checkpoints` left in the file, or `None`.
         checksum: String, of the weights.
+        profile: String, what `Profile` the weights carry, or `None`.
     """
 
     path: Path
     arrays: Mapping[str, Array]
     provenance: Mapping[str, Any] | None
     checksum: str
+    profile: str | None
 
     def __str__(self) -> str:
         rows = [
@@ -56,6 +59,8 @@ class Inspection:
                     f"{sum(a.count for a in own):,} numbers, "
                     f"{sum(a.nbytes for a in own):,} bytes"
                 )
+        if self.profile is not None:
+            lines.append(f"an average {self.profile}")
         lines.append(f"checksum of the weights: {self.checksum}")
         return "\n".join(lines + self._sources())
 
@@ -99,7 +104,16 @@ def inspect_checkpoint(
             dict(checkpoint.arrays),
             _provenance(checkpoint.provenance),
             checksum(checkpoint, progress),
+            _profile(checkpoint.groups[""].get(ATTRIBUTE)),
         )
+
+
+def _profile(text: str | None) -> str | None:
+    """What an attribute says, if it is of our making."""
+    try:
+        return None if text is None else str(Profile.from_json(text))
+    except ValueError:
+        return None
 
 
 def _provenance(text: str | None) -> dict[str, Any] | None:
