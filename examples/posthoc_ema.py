@@ -2,12 +2,12 @@
 
 How long an average of the weights should be is commonly guessed before the
 training, and each guess costs one. Here a small convolutional net is trained
-once on Fashion-MNIST, at a learning rate that stays high. Two power-function
-averages are saved after each epoch. From these snapshots averages of many
-relative widths are made and scored on validation images (Karras et al., 2024,
-https://arxiv.org/abs/2312.02696, section 3). Three averages that were tracked
-in the same training show that the curve is right, and test images what the
-best width brings.
+once on Fashion-MNIST, at a learning rate that stays high, and two averages are
+saved after each epoch. Of these snapshots averages of many widths are made and
+scored on validation images (Karras et al., 2024, section 3,
+https://arxiv.org/abs/2312.02696). The width is the standard deviation of the
+age, as a share of all steps. Three averages tracked in the same training show
+how right the curve is, and test images what the best width brings.
 
     KERAS_BACKEND=jax python examples/posthoc_ema.py --figure posthoc_ema.png
 
@@ -30,7 +30,6 @@ from keras import layers
 
 from keras_wavg import PowerEMA, sweep, update_bn
 
-BATCH, RATE = 128, 0.1
 TRACKED = 0.03, 0.14, 0.25
 WIDTHS = (
     *(0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09),
@@ -91,18 +90,12 @@ def build_model(optimizer: Any = None) -> keras.Model:
 
 
 # %%
-def train(training: Data, epochs: int, snapshots: Path) -> dict[Any, Any]:
+def train(training: Data, snapshots: Path, **sizes: int) -> dict[Any, Any]:
     """The raw weights after the training, and the tracked averages by width."""
-    model = build_model(keras.optimizers.SGD(RATE, momentum=0.9))
+    model = build_model(keras.optimizers.SGD(0.1, momentum=0.9))
     tracked = PowerEMA(TRACKED, swap=False, name="tracked")
     saved = PowerEMA((0.05, 0.1), snapshots=snapshots, swap=False)
-    model.fit(
-        *training,
-        batch_size=BATCH,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[saved, tracked],
-    )
+    model.fit(*training, verbose=0, callbacks=[saved, tracked], **sizes)
     weights = {"raw": model.get_weights()}
     for width in TRACKED:
         with tracked.applied(width):
@@ -168,20 +161,17 @@ def make(scorer: Scorer, data: Data, snapshots: Path) -> dict[float, Any]:
 # %%
 def print_table(curve: Any, tracked: Any, distances: Any, best: float) -> None:
     """A row for each width, and what was tracked beside what was made."""
-    print(f"backend: {keras.config.backend()}; scores on validation images")
     print("      |  made afterwards  | tracked in training |  distance")
-    print("width |   loss   accuracy |   loss     accuracy | of both %")
-    for width, (loss, accuracy) in curve.items():
+    print("width |   loss accuracy % |   loss   accuracy % | of both %")
+    for width in curve:
+        loss, accuracy = curve[width]
         row = f"{width:5.3f} | {loss:.4f} {accuracy:10.2f} |"
         if width in tracked:
             loss, accuracy = tracked[width]
-            distance = distances[width]
-            row += f" {loss:.4f} {accuracy:12.2f} | {distance:9.2f}"
-        elif width == best:
-            row += f"{'':20} |"
-        print(row + "  best" * (width == best))
-    loss, accuracy = tracked["raw"]
-    print(f"  raw | {loss:.4f} {accuracy:10.2f} |")
+            row += f" {loss:.4f} {accuracy:12.2f} | {distances[width]:9.2f}"
+        print(f"{row:60}{'best' * (width == best)}".rstrip())
+    print("  raw | {:.4f} {:10.2f} |".format(*tracked["raw"]))
+    print("distance: 100 is that of the tracked average from the raw weights")
 
 
 # %%
@@ -197,7 +187,7 @@ def draw(curve: Any, tracked: Any, best: float, path: Path) -> None:
     ax.plot(TRACKED, points, "o", label="tracked in training", **hollow)
     lowest = {"color": "black", "ms": 9, "zorder": 3}
     ax.plot(best, curve[best][0], "*", label=f"best, {best:g}", **lowest)
-    ax.set_xlabel("width of the average, as a share of the training")
+    ax.set_xlabel(r"relative width of the average, $\sigma_{rel}$")
     ax.set_ylabel("validation loss")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
@@ -213,6 +203,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=debian)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path)
     return parser.parse_args()
@@ -225,7 +216,8 @@ def main() -> None:
     training, validation, test = load_data(options.data, options.images)
     scorer = Scorer(training)
     with tempfile.TemporaryDirectory() as folder:
-        weights = train(training, options.epochs, Path(folder))
+        sizes = {"batch_size": options.batch_size, "epochs": options.epochs}
+        weights = train(training, Path(folder), **sizes)
         made = make(scorer, validation, Path(folder))
 
     tracked = {k: scorer.scores(w, validation) for k, w in weights.items()}
@@ -235,10 +227,12 @@ def main() -> None:
         width: apart(made[width][0], weights[width], weights["raw"])
         for width in TRACKED
     }
+    print(f"backend: {keras.config.backend()}; scores on validation images")
     print_table(curve, tracked, distances, best)
-    for name, found in ("raw", weights["raw"]), (f"{best:g}", made[best][0]):
-        loss, accuracy = scorer.scores(found, test)
-        print(f"test, {name:>5}: loss {loss:.4f}, accuracy {accuracy:.2f}")
+    choices = {"raw weights": weights["raw"], f"width {best:g}": made[best][0]}
+    for name, chosen in choices.items():
+        loss, accuracy = scorer.scores(chosen, test)
+        print(f"test, {name}: loss {loss:.4f}, accuracy {accuracy:.2f} %")
     if options.figure:
         draw(curve, tracked, best, options.figure)
 
