@@ -202,6 +202,7 @@ def parsed() -> argparse.Namespace:
     debian = Path("/usr/share/datasets/fashion-mnist")
     parser.add_argument("--data", type=Path, default=debian)
     parser.add_argument("--images", type=int, default=20_000)
+    # Of fewer snapshots the narrowest and the widest cannot be made.
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)

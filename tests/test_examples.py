@@ -90,11 +90,12 @@ def test_posthoc_ema_finds_the_best_width_and_makes_what_was_tracked(tmp_path):
     best = [width for width, row in rows.items() if "best" in row[-1]]
     assert len(rows) == 15
     assert losses[best[0]] == min(losses.values())
-    tracked = {width: row for width, row in rows.items() if len(row) == 3}
-    assert list(tracked) == [0.03, 0.14, 0.25]
-    for width, (_, scores, distance) in tracked.items():
-        assert float(scores.split()[0]) == pytest.approx(
-            losses[width], rel=0.02
-        )
-        assert float(distance.split()[0]) < 5
+    # The widest reaches back to the first steps, which go the farthest.
+    most = {0.03: 2, 0.14: 0.5, 0.25: 20}
+    tracked = {width: row[1:] for width, row in rows.items() if len(row) == 3}
+    assert tracked.keys() == most.keys()
+    for width, (scores, distance) in tracked.items():
+        loss = float(scores.split()[0])
+        assert loss == pytest.approx(losses[width], rel=0.03)
+        assert float(distance.split()[0]) < most[width]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
