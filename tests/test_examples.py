@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy
+import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -28,13 +29,13 @@ def test_digits_shows_both_accuracies_and_its_file_scores_what_was_logged():
     assert logged > 0.97
 
 
-def write_fashion_mnist(folder):
+def write_fashion_mnist(folder, bright=255):
     """Noise in the files of Debian's package, a bright row for each class."""
     rng = numpy.random.default_rng(0)
     for part, count in (("train", 256), ("t10k", 64)):
         labels = rng.integers(0, 10, count).astype("uint8")
         images = rng.integers(0, 99, (count, 28, 28)).astype("uint8")
-        images[numpy.arange(count), 2 * labels] = 255
+        images[numpy.arange(count), 2 * labels] = bright
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = bytes(4 + 4 * array.ndim)
             with gzip.open(folder / f"{part}-{name}-ubyte.gz", "wb") as file:
@@ -68,3 +69,33 @@ def test_swa_paper_scores_each_method_and_draws_the_plane(tmp_path):
     assert len(rows) == 6
     assert all(len(row) == 5 for row in rows[1:])
     assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_posthoc_ema_finds_the_best_width_and_makes_what_was_tracked(tmp_path):
+    # Hard to learn: weights that have come to rest would all be the same.
+    write_fashion_mnist(tmp_path, bright=60)
+    sizes = ["--images", "192", "--batch-size", "32", "--epochs", "20"]
+    paths = ["--data", tmp_path, "--figure", tmp_path / "curve.png"]
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / "posthoc_ema.py", *sizes, *paths],
+        env=os.environ | {"MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    table = [line.split("|") for line in run.stdout.splitlines() if "|" in line]
+    rows = {float(row[0]): row[1:] for row in table[2:-1]}
+    losses = {width: float(row[0].split()[0]) for width, row in rows.items()}
+    best = [width for width, row in rows.items() if "best" in row[-1]]
+    assert len(rows) == 15
+    assert losses[best[0]] == min(losses.values())
+    # The widest reaches back to the first steps, which go the farthest.
+    most = {0.03: 2, 0.14: 0.5, 0.25: 20}
+    tracked = {width: row[1:] for width, row in rows.items() if len(row) == 3}
+    assert tracked.keys() == most.keys()
+    for width, (scores, distance) in tracked.items():
+        loss = float(scores.split()[0])
+        assert loss == pytest.approx(losses[width], rel=0.03)
+        assert float(distance.split()[0]) < most[width]
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
