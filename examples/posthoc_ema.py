@@ -97,10 +97,7 @@ def train(training: Data, snapshots: Path, **sizes: int) -> dict[Any, Any]:
     saved = PowerEMA((0.05, 0.1), snapshots=snapshots, swap=False)
     model.fit(*training, verbose=0, callbacks=[saved, tracked], **sizes)
     weights = {"raw": model.get_weights()}
-    for width in TRACKED:
-        with tracked.applied(width):
-            weights[width] = model.get_weights()
-    return weights
+    return weights | {width: tracked.get_weights(width) for width in TRACKED}
 
 
 # %% [markdown]
@@ -146,16 +143,13 @@ def apart(made: list[Any], tracked: list[Any], raw: list[Any]) -> float:
 # %%
 def make(scorer: Scorer, data: Data, snapshots: Path) -> dict[float, Any]:
     """Weights and scores by width, made from the snapshots."""
-    made = []
 
-    def score(path: Path) -> float:
+    def score(path: Path) -> Any:
         weights = scorer.read(path)
-        made.append((weights, scorer.scores(weights, data)))
-        return made[-1][1][0]
+        return weights, scorer.scores(weights, data)
 
     with tempfile.TemporaryDirectory() as folder:
-        losses = sweep(sorted(snapshots.iterdir()), WIDTHS, score, folder)
-    return dict(zip(losses, made, strict=True))
+        return sweep(sorted(snapshots.iterdir()), WIDTHS, score, folder)
 
 
 # %%

@@ -178,13 +178,15 @@ class Shadow:
             variable.assign(value)
         self._swapping = False
 
-    def get_weights(self) -> list[numpy.ndarray]:
-        """The averages as arrays, in the order of `model.get_weights()`."""
-        averages = dict(
-            zip(map(id, self._variables), self.averages.read(), strict=True)
-        )
+    def get_weights(self, averages: Sequence[Any]) -> list[numpy.ndarray]:
+        """Averages as arrays, in the order of `model.get_weights()`.
+
+        Args:
+            averages: Tensors in the order of the averaged variables.
+        """
+        by_id = dict(zip(map(id, self._variables), averages, strict=True))
         return [
-            keras.ops.convert_to_numpy(averages.get(id(v), v.value))
+            keras.ops.convert_to_numpy(by_id.get(id(v), v.value))
             for v in self.model.weights
         ]
 

@@ -363,15 +363,14 @@ MAY_IMPORT = {
         "keras_wavg.shadow",
     },
     "callbacks/power_ema.py": {
+        "numpy",
         "keras_wavg",
-        "keras_wavg.atomic",
         "keras_wavg.backend.several",
         "keras_wavg.callbacks.averaging",
         "keras_wavg.ensemble",
         "keras_wavg.plan",
         "keras_wavg.profile",
         "keras_wavg.sampling",
-        "keras_wavg.saveable",
         "keras_wavg.schedules",
     },
     "callbacks/lookahead.py": {

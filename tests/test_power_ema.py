@@ -58,6 +58,21 @@ def test_the_first_average_is_in_the_model_for_validation_and_after_fit():
     assert not equal(model.get_weights(), first)
 
 
+def test_each_width_can_be_had_and_saved_alone(tmp_path):
+    power = PowerEMA(WIDTHS)
+    model = fit(power)
+    shown = model.get_weights()
+    for width in WIDTHS:
+        path = tmp_path / "alone.weights.h5"
+        power.save_weights(path, width)
+        plain = models.batch_norm()
+        plain.load_weights(path)
+        assert equal(plain.get_weights(), held(power, width))
+        assert equal(power.get_weights(width), held(power, width))
+        assert profile_in(path).exponent == exponent_from_sigma_rel(width)
+    assert equal(model.get_weights(), shown)
+
+
 def test_training_is_left_as_it_is(tmp_path):
     with_average, without = Samples(), Samples()
     fit(PowerEMA(WIDTHS, snapshots=tmp_path), with_average)

@@ -55,9 +55,9 @@ class Several:
         for averages in self._all:
             averages.update(model, reading)
 
-    def read(self) -> Any:
-        """The first average."""
-        return self._all[0].read()
+    def read(self, index: int = 0) -> Any:
+        """One of the averages, the first if none is named."""
+        return self._all[index].read()
 
     def snapshot(self) -> Any:
         """The values of the variables."""
@@ -71,7 +71,7 @@ class Several:
         """Let the variables be one of the averages."""
         attach_weights(model)
         for variable, average in zip(
-            self._variables, self._all[index].read(), strict=True
+            self._variables, self.read(index), strict=True
         ):
             variable.assign(average)
 

@@ -89,7 +89,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         Raises:
             ValueError: If there is no average yet.
         """
-        return self._required_average().get_weights()
+        shadow = self._required_average()
+        return shadow.get_weights(shadow.averages.read())
 
     def profile(self) -> Profile:
         """What the average is made of: the share of each past step.
@@ -130,14 +131,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 average yet.
             FileNotFoundError: If the folder does not exist.
         """
-        if not str(filepath).endswith(".weights.h5"):
-            raise ValueError(
-                "The filename must end in `.weights.h5`. Received: "
-                f"filepath={filepath}"
-            )
-        kept = {ATTRIBUTE: self.profile().to_json()}
-        with self.applied(), replacing(filepath) as written:
-            save_weights_alone(self.model, written, kept)
+        self._save(filepath, self.profile, self.applied)
 
     def update(self) -> None:
         """Tell that an optimizer step was made, in a loop without `fit`.
@@ -340,6 +334,21 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def _make_ready(self) -> None:
         """Is called before the average in the model is looked at."""
+
+    def _save(
+        self,
+        filepath: str | os.PathLike[str],
+        profile: Callable[[], Profile],
+        applied: Callable[[], Any],
+    ) -> None:
+        if not str(filepath).endswith(".weights.h5"):
+            raise ValueError(
+                "The filename must end in `.weights.h5`. Received: "
+                f"filepath={filepath}"
+            )
+        kept = {ATTRIBUTE: profile().to_json()}
+        with applied(), replacing(filepath) as written:
+            save_weights_alone(self.model, written, kept)
 
     # Refusals and warnings
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from keras_wavg import arguments
-from keras_wavg.atomic import replacing
 from keras_wavg.backend.several import Several, several_keep
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.ensemble import weights_given_back
 from keras_wavg.plan import Include, Plan
-from keras_wavg.profile import ATTRIBUTE, Profile, exponent_from_sigma_rel
+from keras_wavg.profile import Profile, exponent_from_sigma_rel
 from keras_wavg.sampling import EverySteps
-from keras_wavg.saveable import save_weights_alone
 from keras_wavg.schedules import Power
 
 
@@ -90,7 +90,7 @@ class PowerEMA(WeightAveraging):
             "snapshot_every", snapshot_every, at_least=1
         )
         schedules = [Power(exponent_from_sigma_rel(s)) for s in self.sigma_rel]
-        self._schedules = dict(zip(self.sigma_rel, schedules, strict=True))
+        self._schedules = schedules
         plan = Plan(
             name=arguments.name(
                 name, "power_ema" if swap else "power_ema_riding"
@@ -122,8 +122,48 @@ class PowerEMA(WeightAveraging):
             ValueError: If there is no average yet, or none of that width.
         """
         own = super().profile()
-        schedule = self._schedules[self._chosen(sigma_rel)]
+        schedule = self._schedules[self._index(sigma_rel)]
         return Profile.of_schedule(schedule, own.times, own.steps)
+
+    def get_weights(
+        self, sigma_rel: float | None = None
+    ) -> list[numpy.ndarray]:
+        """The weights of an average, see `EMA`.
+
+        Args:
+            sigma_rel: Float, which of the averages. Defaults to the first.
+
+        Returns:
+            A list of NumPy arrays in the order of `model.get_weights()`.
+
+        Raises:
+            ValueError: If there is no average yet, or none of that width.
+        """
+        index = self._index(sigma_rel)
+        shadow = self._required_average()
+        return shadow.get_weights(shadow.averages.read(index))
+
+    def save_weights(
+        self,
+        filepath: str | os.PathLike[str],
+        sigma_rel: float | None = None,
+    ) -> None:
+        """Save the weights of an average, and nothing else, see `EMA`.
+
+        Args:
+            filepath: String or `pathlib.Path` that ends in `.weights.h5`.
+            sigma_rel: Float, which of the averages. Defaults to the first.
+
+        Raises:
+            ValueError: If the file name ends otherwise, if there is no average
+                yet, or none of that width.
+            FileNotFoundError: If the folder does not exist.
+        """
+        self._save(
+            filepath,
+            functools.partial(self.profile, sigma_rel),
+            functools.partial(self.applied, sigma_rel),
+        )
 
     @contextlib.contextmanager
     def applied(self, sigma_rel: float | None = None) -> Iterator[None]:
@@ -140,7 +180,7 @@ class PowerEMA(WeightAveraging):
         Raises:
             ValueError: If there is no model, or no average of that width.
         """
-        index = self.sigma_rel.index(self._chosen(sigma_rel))
+        index = self._index(sigma_rel)
         if not index:
             with super().applied():
                 yield
@@ -171,11 +211,9 @@ class PowerEMA(WeightAveraging):
 
     def _write_snapshot(self, folder: Path, sigma_rel: float) -> None:
         name = f"sigma_{sigma_rel:g}-{self._running.epochs:05}.weights.h5"
-        kept = {ATTRIBUTE: self.profile(sigma_rel).to_json()}
-        with self.applied(sigma_rel), replacing(folder / name) as written:
-            save_weights_alone(self.model, written, kept)
+        self.save_weights(folder / name, sigma_rel)
 
-    def _chosen(self, sigma_rel: float | None) -> float:
+    def _index(self, sigma_rel: float | None) -> int:
         chosen = self.sigma_rel[0] if sigma_rel is None else sigma_rel
         if chosen not in self.sigma_rel:
             raise ValueError(
@@ -183,7 +221,7 @@ class PowerEMA(WeightAveraging):
                 f"sigma_rel={sigma_rel!r}. `keras_wavg.synthesize` makes "
                 "averages of other widths from snapshots."
             )
-        return chosen
+        return self.sigma_rel.index(chosen)
 
 
 def _widths(sigma_rel: float | Sequence[float]) -> tuple[float, ...]:
