@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,14 @@ if "KERAS_BACKEND" not in os.environ:
 
 # Several devices for `test_distribution.py`; all else runs on the first one.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+# Many tests compile the same small models.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(tempfile.gettempdir(), "keras_wavg_tests_jax")),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # A GPU multiplies in fewer digits otherwise.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")

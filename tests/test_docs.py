@@ -66,6 +66,8 @@ def test_docstring_examples_run(room):
 
 def test_every_test_that_the_readme_names_exists():
     named = set(re.findall(r"`(test_\w+)`", README))
-    sources = "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    sources = "".join(
+        p.read_text() for p in (ROOT / "tests").rglob("test_*.py")
+    )
     assert named
     assert {name for name in named if f"def {name}(" not in sources} == set()

@@ -54,7 +54,7 @@ def python(*arguments, before=(), check=True):
     """A process that knows this package and may take two minutes."""
     return subprocess.run(
         [*before, sys.executable, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,
@@ -368,7 +368,7 @@ def kill(delay, output, paths):
     with subprocess.Popen(
         [sys.executable, "-c", LOOP, output, *paths],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
     ) as process:
         assert process.stdout.readline() == b"begun\n"
         time.sleep(delay)
