@@ -208,19 +208,14 @@ class Profile:
         """
         try:
             found = json.loads(text)
-            times = numpy.array(found["times"], "float64")
-            shares = numpy.array(found["shares"], "float64")
-            steps, exponent = int(found["steps"]), found["exponent"]
-            begun = bool(found["begun_at_first"])
-            sound = (
-                times.shape == shares.shape == (times.size,)
-                and times.size > 0
-                and bool((numpy.diff(times) > 0).all())
-                and 0 <= times[0] <= times[-1] <= steps
-                and 1 <= steps <= _MOST_STEPS
-                and math.isclose(shares.sum(), 1, rel_tol=1e-6)
-                and (exponent is None or 0 <= exponent < math.inf)
+            profile = cls(
+                numpy.array(found["times"], "float64"),
+                numpy.array(found["shares"], "float64"),
+                int(found["steps"]),
+                found["exponent"],
+                bool(found["begun_at_first"]),
             )
+            is_sound = profile._is_sound()
         except (
             ValueError,
             TypeError,
@@ -231,12 +226,24 @@ class Profile:
             raise ValueError(
                 f"A profile must be as it was saved. Received: {text[:80]!r}"
             ) from error
-        if not sound:
+        if not is_sound:
             raise ValueError(
                 "A profile must have increasing times up to its steps, and "
                 f"shares that sum to one. Received: {text[:80]!r}"
             )
-        return cls(times, shares, steps, exponent, begun)
+        return profile
+
+    def _is_sound(self) -> bool:
+        times = self.times
+        return (
+            times.shape == self.shares.shape == (times.size,)
+            and times.size > 0
+            and bool((numpy.diff(times) > 0).all())
+            and 0 <= times[0] <= times[-1] <= self.steps
+            and 1 <= self.steps <= _MOST_STEPS
+            and math.isclose(self.shares.sum(), 1, rel_tol=1e-6)
+            and (self.exponent is None or 0 <= self.exponent < math.inf)
+        )
 
     def __str__(self) -> str:
         return (

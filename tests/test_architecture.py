@@ -157,11 +157,13 @@ MAY_IMPORT = {
         "keras_wavg.files.plan",
         "keras_wavg.files.streaming",
     },
+    "files/solution.py": {"numpy", "keras_wavg.profile"},
     "files/synthesis.py": {
         "numpy",
         "keras_wavg.files.average",
         "keras_wavg.files.checkpoint",
         "keras_wavg.files.report",
+        "keras_wavg.files.solution",
         "keras_wavg.horizon",
         "keras_wavg.profile",
     },

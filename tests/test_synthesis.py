@@ -7,7 +7,8 @@ import pytest
 from models import BATCH, clock, compiled, data
 
 from keras_wavg import EMA, PowerEMA, Profile, sweep, synthesize
-from keras_wavg.files.synthesis import profile_in, solve
+from keras_wavg.files.solution import solve
+from keras_wavg.files.synthesis import profile_in
 
 STEPS = 600
 EPOCHS = 30  # of 20 steps: snapshots are 20 times as sparse as steps
