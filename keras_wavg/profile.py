@@ -100,20 +100,44 @@ class Profile:
 
     @classmethod
     def ema(cls, decay: float, steps: int) -> Self:
-        """Of an exponential moving average, corrected for bias."""
+        """Of an exponential moving average, corrected for bias.
+
+        Args:
+            decay: Float in [0, 1), per optimizer step.
+            steps: Integer, the optimizer steps so far.
+
+        Returns:
+            A `Profile`.
+        """
         return cls.of_schedule(
             BiasCorrected(ConstantDecay(decay)), _all(steps), steps
         )
 
     @classmethod
     def power(cls, sigma_rel: float, steps: int) -> Self:
-        """Of a power-function average of that relative width."""
+        """Of a power-function average.
+
+        Args:
+            sigma_rel: Float in (0, 1 / sqrt(12)], its relative width.
+            steps: Integer, the optimizer steps so far.
+
+        Returns:
+            A `Profile`.
+        """
         schedule = Power(exponent_from_sigma_rel(sigma_rel))
         return cls.of_schedule(schedule, _all(steps), steps)
 
     @classmethod
     def mean(cls, times: Sequence[float], steps: int) -> Self:
-        """Of the plain mean of some samples; of one, the weights themselves."""
+        """Of the plain mean of some samples; of one, the weights themselves.
+
+        Args:
+            times: Increasing numbers, when the samples were taken, in steps.
+            steps: Integer, the optimizer steps so far.
+
+        Returns:
+            A `Profile`.
+        """
         shares = numpy.full(len(times), 1 / len(times))
         return cls(numpy.asarray(times, "float64"), shares, steps)
 
