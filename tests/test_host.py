@@ -48,8 +48,7 @@ def elsewhere():
 def on_host(array):
     """Whether it is on the host's first device."""
     if backend == "jax":
-        (device,) = array.devices()
-        return device.platform == "cpu" and device.id == 0
+        return all(d.platform == "cpu" and d.id == 0 for d in array.devices())
     if backend == "tensorflow":
         return array.device.endswith("CPU:0")
     return array.device.type == "cpu"
