@@ -4,6 +4,7 @@ All of it is Keras' own: KerasHub's transformers would bring TensorFlow into
 the environments of JAX and torch.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,8 @@ class Architecture:
     """How to make a model and data for it.
 
     Args:
-        build: Makes the model that is trained.
-        plain: Makes the model in which it is used afterwards.
+        build: Makes the model that is trained, always with the same weights.
+        plain: Makes the network in which these weights are used afterwards.
         data: Makes inputs and targets from a seed.
         suffix: Of the files of its training.
     """
@@ -56,12 +57,17 @@ def texts(seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
     return tokens[:, :-1].astype("int32"), tokens[:, 1:].astype("int32")
 
 
-@seeded
 def resnet() -> keras.Model:
     """ResNet50V2."""
-    model = keras.applications.ResNet50V2(
+    return keras.applications.ResNet50V2(
         weights=None, input_shape=IMAGE, classes=CLASSES
     )
+
+
+@seeded
+def classifier() -> keras.Model:
+    """ResNet50V2, compiled."""
+    model = resnet()
     # XLA needs a minute for it on TensorFlow, and gains nothing on a CPU.
     jit = "auto" if keras.config.backend() == "jax" else False
     model.compile(
@@ -104,28 +110,13 @@ def block(x: Any) -> Any:
     return x + layers.Dense(WIDTH)(hidden)
 
 
-def transformer() -> keras.Model:
+def gpt() -> keras.Model:
     """GPT-2 with two layers."""
     inputs = keras.Input((LENGTH,), dtype="int32")
     embeddings = Embeddings()
     x = block(block(embeddings(inputs)))
     x = layers.LayerNormalization(epsilon=1e-5)(x)
     return keras.Model(inputs, embeddings(x, reverse=True))
-
-
-def language_model(model: keras.Model) -> keras.Model:
-    """The model, compiled to predict the next token."""
-    model.compile(
-        keras.optimizers.AdamW(0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
-
-
-@seeded
-def gpt() -> keras.Model:
-    """GPT-2, all of it in training."""
-    return language_model(transformer())
 
 
 def adapt(model: keras.Model) -> None:
@@ -139,16 +130,23 @@ def adapt(model: keras.Model) -> None:
         layer.value_dense.enable_lora(2)
 
 
-@seeded
-def lora() -> keras.Model:
-    """GPT-2 in a fine-tuning of adapters."""
-    model = transformer()
-    adapt(model)
-    return language_model(model)
+def language_model(*, adapted: bool) -> keras.Model:
+    """GPT-2, compiled to predict the next token."""
+    model = gpt()
+    if adapted:
+        adapt(model)
+    model.compile(
+        keras.optimizers.AdamW(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
 
+
+pretraining = seeded(functools.partial(language_model, adapted=False))
+fine_tuning = seeded(functools.partial(language_model, adapted=True))
 
 KINDS = {
-    "resnet": Architecture(resnet, resnet, images, ".weights.h5"),
-    "gpt": Architecture(gpt, gpt, texts, ".keras"),
-    "lora": Architecture(lora, gpt, texts, ".weights.h5"),
+    "resnet": Architecture(classifier, resnet, images, ".weights.h5"),
+    "gpt": Architecture(pretraining, gpt, texts, ".keras"),
+    "lora": Architecture(fine_tuning, gpt, texts, ".weights.h5"),
 }

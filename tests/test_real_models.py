@@ -142,7 +142,16 @@ def test_the_average_goes_on_from_a_file_as_if_nothing_was(kind, run, resumed):
     assert equal(resumed.model.get_weights(), run.samples.ends[-1])
 
 
+@of("resnet", "gpt")
 def test_a_plain_model_loads_a_file_of_the_average(kind, run, tmp_path):
+    run.ema.save_weights(tmp_path / "average.weights.h5")
+    model = kind.plain()
+    model.load_weights(tmp_path / "average.weights.h5")
+    assert equal(model.get_weights(), run.ema.get_weights())
+
+
+@of("lora")
+def test_a_model_without_adapters_loads_their_average(kind, run, tmp_path):
     run.ema.save_weights(tmp_path / "average.weights.h5")
     model = kind.plain()
     model.load_weights(tmp_path / "average.weights.h5")
