@@ -15,7 +15,7 @@ from keras import layers, ops
 from models import seeded
 
 BATCH = 8
-STEPS = 4
+STEPS = 3
 CLASSES = 10
 IMAGE = (32, 32, 3)
 VOCABULARY = 50
@@ -31,28 +31,28 @@ class Architecture:
     Args:
         build: Makes the model that is trained, always with the same weights.
         plain: Makes the network in which these weights are used afterwards.
-        data: Makes inputs and targets from a seed.
+        data: Makes inputs and targets for some batches, from a seed.
         suffix: Of the files of its training.
     """
 
     build: Callable[[], keras.Model]
     plain: Callable[[], keras.Model]
-    data: Callable[[int], tuple[numpy.ndarray, numpy.ndarray]]
+    data: Callable[[int, int], tuple[numpy.ndarray, numpy.ndarray]]
     suffix: str
 
 
-def images(seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+def images(batches: int, seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Noise, brighter the later the class."""
     rng = numpy.random.default_rng(seed)
-    y = rng.integers(CLASSES, size=BATCH * STEPS)
+    y = rng.integers(CLASSES, size=BATCH * batches)
     noise = rng.normal(scale=0.3, size=(len(y), *IMAGE))
     return (noise + y[:, None, None, None] / CLASSES).astype("float32"), y
 
 
-def texts(seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+def texts(batches: int, seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Tokens that count upwards, and the next token of each."""
     rng = numpy.random.default_rng(seed)
-    first = rng.integers(VOCABULARY, size=(BATCH * STEPS, 1))
+    first = rng.integers(VOCABULARY, size=(BATCH * batches, 1))
     tokens = (first + numpy.arange(LENGTH + 1)) % VOCABULARY
     return tokens[:, :-1].astype("int32"), tokens[:, 1:].astype("int32")
 

@@ -43,12 +43,12 @@ def of(*names):
 
 def fit(model, kind, *callbacks, **options):
     return model.fit(
-        *kind.data(0),
+        *kind.data(STEPS, 0),
         batch_size=BATCH,
         epochs=EPOCHS,
         shuffle=False,
         verbose=0,
-        validation_data=kind.data(1),
+        validation_data=kind.data(1, 1),
         callbacks=[*callbacks],
         **options,
     ).history
@@ -98,7 +98,7 @@ def test_the_average_is_that_of_the_definition(run):
 
 
 def test_validation_measures_the_average(kind, run):
-    score = run.model.evaluate(*kind.data(1), batch_size=BATCH, verbose=0)
+    score = run.model.evaluate(*kind.data(1, 1), batch_size=BATCH, verbose=0)
     assert run.history["val_loss"][-1] == pytest.approx(score, rel=1e-6)
 
 
@@ -155,7 +155,7 @@ def test_a_model_without_adapters_loads_their_average(kind, run, tmp_path):
     run.ema.save_weights(tmp_path / "average.weights.h5")
     model = kind.plain()
     model.load_weights(tmp_path / "average.weights.h5")
-    x, _ = kind.data(1)
+    x, _ = kind.data(1, 1)
     numpy.testing.assert_allclose(
         model.predict(x, verbose=0),
         run.model.predict(x, verbose=0),
@@ -189,7 +189,7 @@ def measured(model):
 @of("resnet")
 def test_measuring_gives_finite_statistics_and_changes_nothing_else(kind, run):
     before = run.model.get_weights()
-    update_bn(run.model, kind.data(0)[0], verbose=0)
+    update_bn(run.model, kind.data(STEPS, 0)[0], verbose=0)
     after = run.model.get_weights()
     run.model.set_weights(before)
     for old, new, is_measured in zip(
@@ -202,7 +202,7 @@ def test_measuring_gives_finite_statistics_and_changes_nothing_else(kind, run):
 
 @of("resnet")
 def test_swa_measures_the_statistics_of_the_mean(kind, plain):
-    x, _ = kind.data(0)
+    x, _ = kind.data(STEPS, 0)
     swa, samples = SWA(bn_data=x), Samples()
     fit(plain.model, kind, samples, swa)
     shown = plain.model.get_weights()
