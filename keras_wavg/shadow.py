@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy
 
+from keras_wavg.adapters import merged_in_files, refuse_a_part
 from keras_wavg.backend import attach_weights
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
@@ -38,7 +39,8 @@ class Shadow:
         measured: Whether `take_over` was called since the last update.
 
     Raises:
-        ValueError: If `plan.include` matches no variable of the model.
+        ValueError: If `plan.include` matches no variable of the model, or a
+            part of a layer with adapters.
     """
 
     def __init__(self, model: Any, plan: Plan) -> None:
@@ -46,6 +48,7 @@ class Shadow:
         self._model = weakref.ref(model)
         self._plan = plan
         self._variables = averaged_variables(model, plan.include)
+        refuse_a_part(model, self._variables)
         self.averages = plan.averages(self._variables)
         self.averages.bind(model)
         self._raw: list[Any] | None = None
@@ -200,10 +203,14 @@ class Shadow:
             averaged weight. Averages that the model holds are left out.
         """
         held = self.is_held()
+        merged = merged_in_files(self.model)
         needed = [
             i
             for i, variable in enumerate(self._variables)
-            if self.begun and not (held and holds_average(variable))
+            if self.begun
+            and not (
+                held and holds_average(variable) and id(variable) not in merged
+            )
         ]
         averages = self.averages.read() if needed else []
         raw = dict(enumerate(self._raw or []))
@@ -231,6 +238,10 @@ class Shadow:
                 {k: self._in_order(found) for k, found in state.kept.items()}
             )
         if counts.place:
+            merged = merged_in_files(self.model)
+            for i, average in state.averages.items():
+                if id(self._variables[i]) in merged:
+                    self._variables[i].assign(average)
             self._raw = self._in_order(state.raw)
             _inside.setdefault(self.model, []).insert(counts.place - 1, self)
 

@@ -302,9 +302,11 @@ MAY_IMPORT = {
         "keras",
         "numpy",
     },
+    "adapters.py": {"keras"},
     "shadow.py": {
         "keras",
         "numpy",
+        "keras_wavg.adapters",
         "keras_wavg.backend",
         "keras_wavg.backend.counting",
         "keras_wavg.clock",

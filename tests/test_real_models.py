@@ -133,10 +133,7 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(run, resumed):
     )
 
 
-# Keras writes adapters only as a part of their kernels, so what the model
-# holds is not the average any more when it comes back.
-@of("resnet", "gpt")
-def test_the_average_goes_on_from_a_file_as_if_nothing_was(kind, run, resumed):
+def test_the_average_goes_on_from_a_file_as_if_nothing_was(run, resumed):
     assert equal(resumed.loaded, run.samples.ends[0])
     assert resumed.history["val_loss"] == run.history["val_loss"][1:]
     assert equal(resumed.model.get_weights(), run.samples.ends[-1])
@@ -218,3 +215,10 @@ def test_swa_measures_the_statistics_of_the_mean(kind, plain):
     assert equal(plain.model.get_weights(), shown)
     swa.restore()
     assert equal(plain.model.get_weights(), samples.weights[-1])
+
+
+@of("lora")
+def test_adapters_are_averaged_with_their_kernel_or_not_at_all(kind):
+    with pytest.raises(ValueError, match="adapters"):
+        fit(kind.build(), kind, EMA(DECAY, include="lora"))
+    fit(kind.build(), kind, EMA(DECAY, include="norm"))
