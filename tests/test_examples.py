@@ -99,3 +99,48 @@ def test_posthoc_ema_finds_the_best_width_and_makes_what_was_tracked(tmp_path):
         assert loss == pytest.approx(losses[width], rel=0.03)
         assert float(distance.split()[0]) < most[width]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def tables_in(text):
+    """The first number of each cell, by the table's title and the row."""
+    tables = {}
+    for line in text.splitlines():
+        name, *cells = [cell.strip() for cell in line.split("|")[1:-1]] or [""]
+        if cells and "±" not in line and name != "---":
+            table = tables.setdefault(name, {})
+        elif "±" in line and cells:
+            table[name] = [float(cell.split()[0]) for cell in cells]
+    return tables
+
+
+def test_compare_averages_scores_all_rows_of_one_training(tmp_path):
+    write_fashion_mnist(tmp_path)
+    sizes = ["--images", "128", "--epochs", "2", "--seeds", "1"]
+    paths = ["--data", tmp_path, "--figure", tmp_path / "changes.png"]
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / "compare_averages.py", *sizes, *paths],
+        # Threads of torch wait for each other where tests share the cores.
+        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    tables = tables_in(run.stdout)
+    assert len(tables) == 4
+    for rows in tables.values():
+        assert len(rows) == 7
+        for accuracy, loss, _, more_accuracy, more_loss, _ in rows.values():
+            change = accuracy - rows["raw"][0], loss - rows["raw"][1]
+            assert change[0] == pytest.approx(more_accuracy, abs=0.011)
+            assert change[1] == pytest.approx(more_loss, abs=0.00011)
+    # The mean of one sample is that sample, and its statistics are measured.
+    rows = tables["Fashion-MNIST, constant rate"]
+    assert rows["`SWA`"] == pytest.approx(rows["raw, `update_bn`"], abs=2e-4)
+    assert rows["`EMA`"] != pytest.approx(rows["raw"], abs=2e-4)
+    # The raw weights are restless at a rate that stays high.
+    rows = tables["digits, constant rate"]
+    for name in ("`EMA`", "`SWA`", "`LAWA`", "`PowerEMA`, `sweep`"):
+        assert rows[name][0] > 90
+        assert rows[name][1] < rows["raw"][1]
+    assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
