@@ -387,6 +387,7 @@ MAY_IMPORT = {
         "keras_wavg.schedules",
     },
     "callbacks/epochs.py": {
+        "numpy",
         "keras_wavg",
         "keras_wavg.batchnorm",
         "keras_wavg.callbacks.averaging",

@@ -364,6 +364,20 @@ def test_statistics_are_measured_once_for_each_average_that_is_evaluated():
     assert passes.count == 3
 
 
+@pytest.mark.parametrize("average", MEANS)
+def test_weights_of_an_average_that_rides_along_have_measured_statistics(
+    average,
+):
+    swa = MEANS[average](bn_data=X, swap=False)
+    model = compiled(models.batch_norm())
+    fit(model, swa)
+    raw, weights = model.get_weights(), swa.get_weights()
+    assert equal(model.get_weights(), raw)
+    with swa.applied():
+        assert equal(model.get_weights(), weights)
+    assert equal(swa.get_weights(), weights)
+
+
 def test_data_for_statistics_must_be_repeatable():
     with pytest.raises(ValueError, match=r"again and again.*\n?.*generator"):
         SWA(bn_data=models.generator(3))

@@ -4,6 +4,8 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy
+
 from keras_wavg import arguments
 from keras_wavg.batchnorm import Measurement
 from keras_wavg.callbacks.averaging import WeightAveraging
@@ -70,6 +72,20 @@ class EpochAveraging(WeightAveraging, abc.ABC):
         super().on_train_begin(logs)
         if self.bn_data is not None and self.model.built:
             self._measured_variables()
+
+    def get_weights(self) -> list[numpy.ndarray]:
+        """The averaged weights, with measured statistics if `bn_data` is given.
+
+        Returns:
+            See `EMA`.
+
+        Raises:
+            ValueError: If there is no average yet.
+        """
+        if self.bn_data is not None:
+            with self.applied():
+                pass
+        return super().get_weights()
 
     def _sampling(self) -> Sampling:
         if self.every_steps is None:
