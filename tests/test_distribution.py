@@ -14,7 +14,7 @@ import reference
 from models import compiled, equal
 from models import fit_and_validate as fit
 
-from keras_wavg import EMA, FGE, LAWA, SWA, SWAG
+from keras_wavg import EMA, FGE, LAWA, SWA, SWAG, AverageEvaluator
 
 backend = keras.config.backend()
 on_jax = pytest.mark.skipif(backend != "jax", reason="how JAX distributes")
@@ -280,6 +280,30 @@ def test_a_mirrored_run_of_each_method_goes_on_from_its_file(method, tmp_path):
     again.set_model(other)
     other.load_weights(tmp_path / "a.weights.h5")
     assert_same_now_and_later(model, average, other, again)
+
+
+@on_tensorflow
+def test_a_mirrored_run_is_the_same_with_an_evaluator():
+    validation, histories, weights = models.data(2, seed=1), [], []
+    for evaluated in (False, True):
+        # All models here have the same shapes: TensorFlow numbers the sums
+        # over replicas anew for each, and takes them for the same ones.
+        _, model = mirrored()
+        ema, samples = EMA(0.8), models.Samples()
+        evaluator = AverageEvaluator(*validation, averages=[ema])
+        extra = [evaluator] if evaluated else []
+        x, y = models.data(6)
+        options = {"validation_data": validation, "shuffle": False}
+        history = model.fit(
+            x, y, verbose=0, callbacks=[ema, samples, *extra], **options
+        )
+        histories.append(history.history)
+        weights.append([samples.weights[-1], *replicas(model)])
+    assert histories[0].items() <= histories[1].items()
+    assert all(map(equal, *weights))
+    assert histories[1]["ema_val_loss"] == pytest.approx(
+        histories[1]["val_loss"], rel=1e-6
+    )
 
 
 @on_tensorflow

@@ -400,26 +400,6 @@ def test_the_test_function_is_compiled_once():
     assert counts[0] == counts[1]
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
-def test_under_a_mirrored_strategy_nothing_is_disturbed():
-    import tensorflow as tf
-
-    histories, seen = [], []
-    for evaluated in (False, True):
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            model = model_of(models.dense)
-        ema, metrics = EMA(0.8), Metrics()
-        extra = [evaluator(ema)] if evaluated else []
-        options = {"validation_data": (X_VAL, Y_VAL), "shuffle": False}
-        histories.append(fit(model, ema, *extra, metrics, **options))
-        seen.append(metrics.seen)
-    assert histories[0].items() <= histories[1].items()
-    assert all(map(equal, *seen))
-    assert histories[1]["ema_val_loss"] == pytest.approx(
-        histories[1]["val_loss"], rel=1e-6
-    )
-
-
 class Batches(keras.utils.PyDataset):
     """Batches by their number."""
 
