@@ -11,14 +11,13 @@ how right the curve is, and test images what the best width brings.
 
     KERAS_BACKEND=jax python examples/posthoc_ema.py --figure posthoc_ema.png
 
-Needs `keras_wavg[plots]`, one backend, and the data: a folder with the four
-files of Debian's package dataset-fashion-mnist, or the internet. Takes a minute
-or two on a CPU.
+Needs `keras_wavg[plots]`, one backend, `swa_paper.py` beside it, and the data:
+a folder with the four files of Debian's package dataset-fashion-mnist, or the
+internet. Takes a minute or two on a CPU.
 """
 
 # %%
 import argparse
-import gzip
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy
 from keras import layers
+from swa_paper import load_data
 
 from keras_wavg import PowerEMA, sweep, update_bn
 
@@ -39,34 +39,10 @@ Data = tuple[numpy.ndarray, numpy.ndarray]
 
 
 # %%
-def load_data(folder: Path, images: int) -> tuple[Data, Data, Data]:
+def split_data(folder: Path, images: int) -> tuple[Data, Data, Data]:
     """So many images for training, the next 10,000 to validate, and a test."""
-    if folder.is_dir():
-        (x, y), test = (
-            (
-                read_idx(folder / f"{part}-images-idx3-ubyte.gz", 28, 28),
-                read_idx(folder / f"{part}-labels-idx1-ubyte.gz"),
-            )
-            for part in ("train", "t10k")
-        )
-    else:
-        (x, y), test = keras.datasets.fashion_mnist.load_data()
-    end = images + 10_000
-    parts = (x[:images], y[:images]), (x[images:end], y[images:end]), test
-    return tuple((pixels(x), y.astype("int32")) for x, y in parts)
-
-
-def read_idx(path: Path, *item: int) -> numpy.ndarray:
-    """The items of a file in MNIST's format, each of a shape."""
-    with gzip.open(path) as file:
-        header = 8 + 4 * len(item)
-        flat = numpy.frombuffer(file.read(), "uint8", offset=header)
-    return flat.reshape(-1, *item)
-
-
-def pixels(images: numpy.ndarray) -> numpy.ndarray:
-    """Numbers of mean 0 and variance 1, as good as."""
-    return (images[..., None].astype("float32") / 255 - 0.286) / 0.353
+    (x, y), test = load_data(folder, images + 10_000)
+    return (x[:images], y[:images]), (x[images:], y[images:]), test
 
 
 def build_model(optimizer: Any = None) -> keras.Model:
@@ -208,7 +184,7 @@ def main() -> None:
     """Train once, make the averages, compare them with the tracked ones."""
     options = parsed()
     keras.utils.set_random_seed(options.seed)
-    training, validation, test = load_data(options.data, options.images)
+    training, validation, test = split_data(options.data, options.images)
     scorer = Scorer(training)
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"batch_size": options.batch_size, "epochs": options.epochs}

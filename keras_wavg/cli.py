@@ -23,7 +23,7 @@ from keras_wavg.files.average import (
     planned_report,
     refuse_output,
 )
-from keras_wavg.files.checkpoint import is_checkpoint
+from keras_wavg.files.checkpoint import checkpoints_in
 from keras_wavg.files.inspection import diff_checkpoints, inspect_checkpoint
 from keras_wavg.files.select import select_checkpoints
 from keras_wavg.files.streaming import Progress
@@ -182,7 +182,7 @@ def synthesize(
 ) -> None:
     """Make the average of any horizon from snapshots of a training."""
     with _readable_errors():
-        snapshots = sorted(p for p in folder.iterdir() if is_checkpoint(p))
+        snapshots = checkpoints_in(folder)
         options: dict[str, Any] = {
             "max_residual": max_residual,
             "overwrite": overwrite,

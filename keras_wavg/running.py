@@ -2,13 +2,12 @@
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import StepClock
 from keras_wavg.plan import Plan
-from keras_wavg.profile import Profile
 from keras_wavg.shadow import (
     Shadow,
     averaged_variables,
@@ -126,17 +125,13 @@ class RunningAverage:
             self._begin_anew()
             self.begin_if_due()
 
-    def profile(self) -> Profile:
-        """What the average is made of.
-
-        Returns:
-            A `Profile`.
-        """
+    def samples(self) -> tuple[Sequence[float], int]:
+        """The times of the samples and that of now, in optimizer steps."""
         last, count, _ = self._current_shadow().counters
         if not self._plan.counts_samples:
             count = -(-count // self._sampling.every)
         times = self._sampling.times(int(count), int(last))
-        return self._plan.profile(times, self.clock.exact_now())
+        return times, self.clock.exact_now()
 
     # Files
 

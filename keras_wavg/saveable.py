@@ -110,8 +110,9 @@ def save_weights_alone(
         attributes: Dict of texts to be written into the file, or `None`.
     """
     keras.saving.save_weights(model, filepath, objects_to_skip=_others(model))
-    with h5py.File(filepath, "a") as file:
-        file.attrs.update(attributes or {})
+    if attributes:
+        with h5py.File(filepath, "a") as file:
+            file.attrs.update(attributes)
 
 
 def load_weights_alone(model: Any, filepath: Any) -> None:

@@ -1,6 +1,7 @@
 """Tiny models and data for the tests."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -181,6 +182,34 @@ def equal(first: Any, second: Any) -> bool:
             strict=True,
         )
     )
+
+
+FILES = ["a.weights.h5", "a.weights.json", "a.keras"]
+
+
+def save(model: keras.Model, path: Path) -> Path:
+    """Save all of a model, in the format that the name asks for."""
+    if path.suffix == ".keras":
+        model.save(path)
+    elif path.suffix == ".json":
+        # GB: several shards, even of the smallest model.
+        model.save_weights(path, max_shard_size=1e-4)
+    else:
+        model.save_weights(path)
+    return path
+
+
+def fresh(
+    build: Callable[[], keras.Model] = dense,
+    *averages: Any,
+    optimizer: Any = "adam",
+) -> Any:
+    """A model as a new process would build it."""
+    model = compiled(build(), optimizer)
+    model.optimizer.build(model.trainable_variables)
+    for average in averages:
+        average.set_model(model)
+    return model
 
 
 class Clock(layers.Layer):

@@ -317,7 +317,6 @@ MAY_IMPORT = {
         "keras_wavg.backend.counting",
         "keras_wavg.clock",
         "keras_wavg.plan",
-        "keras_wavg.profile",
         "keras_wavg.shadow",
         "keras_wavg.state",
     },

@@ -16,23 +16,12 @@ import numpy
 import pytest
 import reference
 import weights_files
-from models import compiled, data, equal
+from models import compiled, data, equal, save
 
 from keras_wavg import EMA, average_checkpoints, inspect_checkpoint
 
 SUFFIXES = [".weights.h5", ".weights.json", ".keras"]
 FLOATS = ["float32", "float16", "float64", ml_dtypes.bfloat16]
-SHARDS = 1e-4  # GB: several shards, even of the smallest model
-
-
-def save(model, path):
-    if path.suffix == ".keras":
-        model.save(path)
-    elif path.suffix == ".json":
-        model.save_weights(path, max_shard_size=SHARDS)
-    else:
-        model.save_weights(path)
-    return path
 
 
 def trained(folder, suffix=".weights.h5", build=models.batch_norm, count=3):

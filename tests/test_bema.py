@@ -8,7 +8,17 @@ import models
 import numpy
 import pytest
 import reference
-from models import BATCH, Samples, Steps, compiled, data, equal
+from models import (
+    BATCH,
+    FILES,
+    Samples,
+    Steps,
+    compiled,
+    data,
+    equal,
+    fresh,
+    save,
+)
 
 from keras_wavg import EMA, LAWA
 from keras_wavg.callbacks.bema import BEMA
@@ -353,7 +363,6 @@ def test_other_weights_begin_a_new_average():
 
 # Files
 
-FILES = ["a.weights.h5", "a.weights.json", "a.keras"]
 MOMENTS = {
     "before the start": {"start": 25},
     "at the start": {"start": 20},
@@ -363,25 +372,6 @@ MOMENTS = {
     "riding": {"every": 7, "swap": False},
     "include": {"every": 7, "include": "kernel"},
 }
-
-
-def save(model, path):
-    if path.suffix == ".keras":
-        model.save(path)
-    elif path.suffix == ".json":
-        model.save_weights(path, max_shard_size=1e-4)
-    else:
-        model.save_weights(path)
-    return path
-
-
-def fresh(build, *averages):
-    """A model as a new process would build it."""
-    model = compiled(build())
-    model.optimizer.build(model.trainable_variables)
-    for average in averages:
-        average.set_model(model)
-    return model
 
 
 def snapshot(model, bema):

@@ -12,16 +12,22 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_digits_shows_both_accuracies_and_its_file_scores_what_was_logged():
+def output_of(example, *options):
+    """What an example prints."""
     run = subprocess.run(
-        [sys.executable, EXAMPLES / "digits.py"],
-        env=os.environ,
+        [sys.executable, EXAMPLES / example, *options],
+        # Threads of torch wait for each other where tests share the cores.
+        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=True,
-        timeout=300,
+        timeout=600,
     )
-    lines = run.stdout.splitlines()
+    return run.stdout
+
+
+def test_digits_shows_both_accuracies_and_its_file_scores_what_was_logged():
+    lines = output_of("digits.py").splitlines()
     epochs = [line.split() for line in lines if line[:5].strip().isdigit()]
     assert [int(epoch) for epoch, _, _ in epochs] == list(range(1, 16))
     logged, scored = (float(line.split()[-1]) for line in lines[-2:])
@@ -55,15 +61,8 @@ def test_swa_paper_scores_each_method_and_draws_the_plane(tmp_path):
         "2",
     ]
     paths = ["--data", tmp_path, "--figure", tmp_path / "plane.png"]
-    run = subprocess.run(
-        [sys.executable, EXAMPLES / "swa_paper.py", *options, *paths],
-        env=os.environ | {"MPLBACKEND": "Agg"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
-    rows = [line.split("|") for line in run.stdout.splitlines() if "±" in line]
+    printed = output_of("swa_paper.py", *options, *paths)
+    rows = [line.split("|") for line in printed.splitlines() if "±" in line]
     methods = [row[0].strip() for row in rows]
     assert methods[1:3] == ["SGD", "SWA"]
     assert len(rows) == 6
@@ -76,15 +75,8 @@ def test_posthoc_ema_finds_the_best_width_and_makes_what_was_tracked(tmp_path):
     write_fashion_mnist(tmp_path, bright=60)
     sizes = ["--images", "192", "--batch-size", "32", "--epochs", "20"]
     paths = ["--data", tmp_path, "--figure", tmp_path / "curve.png"]
-    run = subprocess.run(
-        [sys.executable, EXAMPLES / "posthoc_ema.py", *sizes, *paths],
-        env=os.environ | {"MPLBACKEND": "Agg"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    table = [line.split("|") for line in run.stdout.splitlines() if "|" in line]
+    printed = output_of("posthoc_ema.py", *sizes, *paths)
+    table = [line.split("|") for line in printed.splitlines() if "|" in line]
     rows = {float(row[0]): row[1:] for row in table[2:-1]}
     losses = {width: float(row[0].split()[0]) for width, row in rows.items()}
     best = [width for width, row in rows.items() if "best" in row[-1]]
@@ -117,16 +109,8 @@ def test_compare_averages_scores_all_rows_of_one_training(tmp_path):
     write_fashion_mnist(tmp_path)
     sizes = ["--images", "128", "--epochs", "2", "--seeds", "1"]
     paths = ["--data", tmp_path, "--figure", tmp_path / "changes.png"]
-    run = subprocess.run(
-        [sys.executable, EXAMPLES / "compare_averages.py", *sizes, *paths],
-        # Threads of torch wait for each other where tests share the cores.
-        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
-    tables = tables_in(run.stdout)
+    printed = output_of("compare_averages.py", *sizes, *paths)
+    tables = tables_in(printed)
     assert len(tables) == 4
     for rows in tables.values():
         assert len(rows) == 7

@@ -13,7 +13,7 @@ import models
 import numpy
 import pytest
 import reference
-from models import BATCH, compiled, data, equal
+from models import BATCH, FILES, compiled, data, equal, fresh, save
 
 from keras_wavg import BEMA, EMA, FGE, LAWA, SWA, SWAG, Lookahead, PowerEMA
 
@@ -53,31 +53,11 @@ AVERAGES = {
     "BEMA late": functools.partial(BEMA, 2, start=9, swap=False),
     "PowerEMA": functools.partial(PowerEMA, (0.05, 0.2), every=3),
 }
-FILES = ["a.weights.h5", "a.weights.json", "a.keras"]
 
 
 def fit(model, *callbacks, epochs=2, **options):
     options = {"batch_size": BATCH, "verbose": 0, "shuffle": False} | options
     return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
-
-
-def save(model, path):
-    if path.suffix == ".keras":
-        model.save(path)
-    elif path.suffix == ".json":
-        model.save_weights(path, max_shard_size=1e-4)
-    else:
-        model.save_weights(path)
-    return path
-
-
-def fresh(build=models.dense, *averages, optimizer="adam"):
-    """A model as a new process would build it."""
-    model = compiled(build(), optimizer)
-    model.optimizer.build(model.trainable_variables)
-    for average in averages:
-        average.set_model(model)
-    return model
 
 
 def average(ema):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_wavg.backend import attach_weights, averages_of
+from keras_wavg.backend import averages_of
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
@@ -32,7 +32,7 @@ class Several:
             averages_of(variables, schedule, start, device)
             for schedule in schedules
         ]
-        self._variables = variables
+        self._names = several_keep(len(schedules), 1)
 
     @property
     def counters(self) -> Counters:
@@ -67,14 +67,6 @@ class Several:
         """Whether the variables are the first average."""
         return bool(self._all[0].are_in_model())
 
-    def put_in(self, model: Any, index: int) -> None:
-        """Let the variables be one of the averages."""
-        attach_weights(model)
-        for variable, average in zip(
-            self._variables, self.read(index), strict=True
-        ):
-            variable.assign(average)
-
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
         """Let the first average and the counts be these."""
         self._all[0].load(averages, counters)
@@ -83,16 +75,12 @@ class Several:
         """The averages besides the first."""
         return {
             name: averages.read()
-            for name, averages in zip(
-                several_keep(len(self._all), 1), self._all[1:], strict=True
-            )
+            for name, averages in zip(self._names, self._all[1:], strict=True)
         }
 
     def keep(self, kept: Mapping[str, Any]) -> None:
         """Let the averages besides the first be these."""
-        for name, averages in zip(
-            several_keep(len(self._all), 1), self._all[1:], strict=True
-        ):
+        for name, averages in zip(self._names, self._all[1:], strict=True):
             averages.load(kept[name], self.counters)
 
 

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import keras
@@ -103,9 +103,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         Raises:
             ValueError: If there is no average yet.
         """
-        self._required_average()
-        found: Profile = self._running.profile()
-        return found
+        return self._profile_by(self._plan.profile)
 
     def save_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Save the averaged weights, and nothing else, for use in any model.
@@ -334,6 +332,12 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def _make_ready(self) -> None:
         """Is called before the average in the model is looked at."""
+
+    def _profile_by(
+        self, profile_of: Callable[[Sequence[float], int], Profile]
+    ) -> Profile:
+        self._required_average()
+        return profile_of(*self._running.samples())
 
     def _save(
         self,

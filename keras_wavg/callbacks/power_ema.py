@@ -121,9 +121,10 @@ class PowerEMA(WeightAveraging):
         Raises:
             ValueError: If there is no average yet, or none of that width.
         """
-        own = super().profile()
         schedule = self._schedules[self._index(sigma_rel)]
-        return Profile.of_schedule(schedule, own.times, own.steps)
+        return self._profile_by(
+            functools.partial(Profile.of_schedule, schedule)
+        )
 
     def get_weights(
         self, sigma_rel: float | None = None
@@ -187,7 +188,7 @@ class PowerEMA(WeightAveraging):
             return
         shadow = self._required_average()
         with weights_given_back(self.model):
-            shadow.averages.put_in(self.model, index)
+            shadow.put_in(shadow.averages.read(index))
             yield
 
     def contexts(self) -> dict[str, Callable[[], Any]]:

@@ -157,7 +157,12 @@ class _Known(NamedTuple):
     digest: bytes
 
 
-def is_checkpoint(path: Path) -> bool:
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The files of a folder that are called as checkpoints, by their names."""
+    return sorted(filter(_is_checkpoint, folder.iterdir()))
+
+
+def _is_checkpoint(path: Path) -> bool:
     """Whether the name is that of a checkpoint, and not of a part of one."""
     shard = _SHARD.fullmatch(path.name)
     if shard and path.with_name(f"{shard['base']}.weights.json").exists():

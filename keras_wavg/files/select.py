@@ -6,13 +6,13 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
 from keras_wavg import arguments
-from keras_wavg.files.checkpoint import SUFFIXES, is_checkpoint
+from keras_wavg.files.checkpoint import SUFFIXES, checkpoints_in
 from keras_wavg.files.report import table
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
@@ -187,7 +187,7 @@ def _candidates(
 ) -> tuple[list[Candidate], dict[Path, str]]:
     naming = _Naming(pattern, metric)
     found, left_out = [], {}
-    for path in _checkpoints(folder):
+    for path in checkpoints_in(folder):
         read = naming.read(path.name)
         if read is None:
             left_out[path] = "its name has no epoch"
@@ -199,10 +199,6 @@ def _candidates(
         found.append(Candidate(path, epoch, score))
     _refuse_two_of_an_epoch(found)
     return found, left_out
-
-
-def _checkpoints(folder: Path) -> Iterator[Path]:
-    yield from filter(is_checkpoint, sorted(folder.iterdir()))
 
 
 def _refuse_two_of_an_epoch(found: Sequence[Candidate]) -> None:
