@@ -212,6 +212,19 @@ def test_metrics_and_seeds_are_left_as_they_were(validation):
     assert seen[0][1] == seen[1][1]
 
 
+def test_scores_are_right_when_steps_run_eagerly():
+    several, samples = averages(), Samples()
+    ends = EpochEnds(*several)
+    model = model_of(run_eagerly=True)
+    callbacks = [samples, *several, evaluator(*several), ends]
+    history = fit(model, *callbacks, epochs=1)
+    raw = samples.weights[-1]
+    assert history["raw_val_loss"][0] == pytest.approx(score_of(raw), rel=1e-5)
+    for average, weights in zip(several, ends.averaged[0], strict=True):
+        expected = pytest.approx(score_of(weights), rel=1e-5)
+        assert history[f"{average.name}_val_loss"][0] == expected
+
+
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_logged_score_file_and_restored_model_are_the_same_weights(
     order, tmp_path

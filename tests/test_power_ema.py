@@ -44,6 +44,19 @@ def test_each_average_is_that_of_the_definition(every):
         assert reference.relative_error(held(power, width), expected) < 2e-6
 
 
+@pytest.mark.parametrize(
+    "options", [{"run_eagerly": True}, {"jit_compile": False}], ids=str
+)
+def test_averages_are_the_same_however_the_step_is_compiled(options):
+    samples, power = Samples(), PowerEMA(WIDTHS, every=3, swap=False)
+    fit(power, samples, build=models.dense, epochs=1, **options)
+    for width in WIDTHS:
+        expected = reference.power(
+            samples.weights, exponent_from_sigma_rel(width), 3
+        )
+        assert reference.relative_error(held(power, width), expected) < 2e-6
+
+
 def test_the_first_average_is_in_the_model_for_validation_and_after_fit():
     power = PowerEMA(WIDTHS)
     model = fit(power)
