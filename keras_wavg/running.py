@@ -192,11 +192,15 @@ class RunningAverage:
         if _called_in("on_epoch_end"):
             self._in_epoch = False
         forget_raw(self.model, self.name)
+        shadow = self.shadow
         self._begin_anew()
         if state is None:
             self.begin_if_due()
-        else:
-            self._go_on_from(state)
+            return
+        if shadow is not None and state.counts.steps and shadow.bind():
+            # What it has compiled serves on.
+            self.shadow = shadow
+        self._go_on_from(state)
 
     def _go_on_from(self, state: State) -> None:
         self.clock.go_on_from(state.counts.now)

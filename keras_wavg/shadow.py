@@ -230,6 +230,7 @@ class Shadow:
             for i, variable in enumerate(self._variables)
         ]
         self.begun = True
+        self.replaced = self.measured = False
         self.averages.load(
             averages, Counters(counts.last, counts.steps, counts.skipped)
         )

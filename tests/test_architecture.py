@@ -252,6 +252,7 @@ MAY_IMPORT = {
         "keras_wavg.schedules",
     },
     "backend/tensorflow.py": {
+        "numpy",
         "tensorflow",
         "keras_wavg.backend.counting",
         "keras_wavg.backend.packing",

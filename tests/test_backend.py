@@ -1,6 +1,8 @@
 """The rooms that know a backend, where they can go wrong on their own."""
 
 import logging
+import resource
+from pathlib import Path
 
 import keras
 import models
@@ -18,6 +20,10 @@ on_jax = pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX's own")
 on_torch = pytest.mark.skipif(
     keras.config.backend() != "torch", reason="torch's own"
 )
+on_tensorflow = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="TensorFlow's own"
+)
+STATM = Path("/proc/self/statm")
 X, Y = data(5)
 
 
@@ -180,3 +186,32 @@ def test_a_step_is_updated_without_reading_anything_back(device, monkeypatch):
         )
         ema.update()
     assert not read_back
+
+
+@on_tensorflow
+def test_a_file_that_is_loaded_again_compiles_nothing_again(
+    tmp_path, monkeypatch
+):
+    import tensorflow as tf
+
+    ema, model = EMA(0.9), compiled(models.dense())
+    fit(model, ema)
+    model.save_weights(tmp_path / "all.weights.h5")
+    monkeypatch.setattr(tf, "function", None)
+    model.load_weights(tmp_path / "all.weights.h5")
+    fit(model, ema)
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="Linux tells its memory")
+def test_updates_leave_nothing_behind_in_memory():
+    ema, model = EMA(0.9), models.dense()
+    ema.set_model(model)
+
+    def pages_after_updates(count):
+        for _ in range(count):
+            ema.update()
+        return int(STATM.read_text().split()[1])
+
+    before = pages_after_updates(5000)
+    grown = (pages_after_updates(10_000) - before) * resource.getpagesize()
+    assert grown / 10_000 < 100  # bytes

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy
 import tensorflow as tf
 
 from keras_wavg.backend.counting import Counters, advance
@@ -77,8 +78,10 @@ class Averages:
         key = (id(reading.iterations), reading.batches_per_step)
         if key not in self._functions:
             self._functions[key] = self._compiled(reading)
+        # Of Python's own numbers TensorFlow keeps each that it ever saw.
+        steps = numpy.int64(reading.steps)
         with self._at_home():
-            self._functions[key](tf.constant(reading.steps, tf.int64))
+            self._functions[key](tf.constant(steps))
 
     def read(self) -> list[tf.Tensor]:
         """The averages in the order and shapes of the variables, as copies."""

@@ -69,6 +69,7 @@ class Averages:
 
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
         """Let the averages and counts be these, copied."""
+        self._fold_arrivals()
         for own, average in zip(self._averages, averages, strict=True):
             own.copy_(keras.ops.convert_to_tensor(average).detach())
         for own, count in zip(self._counters, counters, strict=True):
