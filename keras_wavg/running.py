@@ -1,12 +1,12 @@
 """The average of one model, as its training goes on."""
 
-import inspect
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import StepClock
+from keras_wavg.hooks import called_in
 from keras_wavg.plan import Plan
 from keras_wavg.shadow import (
     Shadow,
@@ -100,7 +100,7 @@ class RunningAverage:
     def end_epoch_before_validation(self) -> None:
         """Count the epoch, unless somebody evaluates in its midst."""
         hooks = ["on_train_batch_begin", "on_train_batch_end"]
-        if not any(map(_called_in, hooks)):
+        if not any(map(called_in, hooks)):
             self.end_epoch()
 
     def tick(self) -> None:
@@ -185,11 +185,11 @@ class RunningAverage:
             ValueError: If it is not the state of such an average.
         """
         state = self.check(arrays)
-        if self._in_batch and _called_in("on_train_batch_end"):
+        if self._in_batch and called_in("on_train_batch_end"):
             # What the batch did has been overwritten.
             self.clock.end_batches()
             self._ended_early = True
-        if _called_in("on_epoch_end"):
+        if called_in("on_epoch_end"):
             self._in_epoch = False
         forget_raw(self.model, self.name)
         shadow = self.shadow
@@ -218,10 +218,10 @@ class RunningAverage:
         # so if they are overwritten now, that is to be done again after
         # loading.
         before = self._overwritings
-        if self._in_batch and _called_in("on_train_batch_end"):
+        if self._in_batch and called_in("on_train_batch_end"):
             self.end_batch()
             self._ended_early = True
-        if _called_in("on_epoch_end"):
+        if called_in("on_epoch_end"):
             self.end_epoch()
         return self._overwritings > before
 
@@ -291,14 +291,3 @@ class RunningAverage:
             "`model.build(input_shape)` before `fit` or `set_model`, or take "
             "an average without a beginning: `EMA` with `bias_correction=True`."
         )
-
-
-def _called_in(hook: str) -> bool:
-    # Only the call stack knows. The optimizer's count does not always count,
-    # and Keras may announce a batch that never comes.
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == hook:
-            return True
-        frame = frame.f_back
-    return False

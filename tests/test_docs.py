@@ -42,7 +42,7 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
         "callbacks.lawa",
         "callbacks.swag",
         "callbacks.fge",
-        "soup",
+        "soup.greedy",
         "files.average",
         "files.checkpoint",
         "files.coefficients",

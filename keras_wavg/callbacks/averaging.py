@@ -4,15 +4,15 @@ import abc
 import contextlib
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import numpy
 
 from keras_wavg.atomic import replacing
+from keras_wavg.callbacks import complaints
 from keras_wavg.plan import Plan
 from keras_wavg.profile import ATTRIBUTE, Profile
 from keras_wavg.running import RunningAverage
@@ -148,7 +148,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 "first."
             )
         if not is_attached(self._running.model, self._running):
-            self._refuse_the_name()
+            complaints.refuse_the_name(self.name)
         self._running.tick()
 
     def apply(self) -> None:
@@ -213,7 +213,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Get the raw weights in place and get ready to count."""
-        self._refuse_rivals()
+        complaints.refuse_rivals(self)
         self._thread = threading.get_ident()
         self._take_out()
         self._running.begin_fit((self.params or {}).get("steps"))
@@ -233,7 +233,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the average."""
-        self._refuse_another_thread()
+        complaints.require_thread(self, self._thread)
         self._running.end_batch()
         if self._running.clock.epoch_is_over:
             self._swap_in()
@@ -243,7 +243,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         if self._in_fit:
             self._running.end_epoch_before_validation()
         else:
-            self._refuse_rivals()
+            complaints.refuse_rivals(self)
         put_in = self._swap_in()
         self._put_in_by_hook = put_in and not self._in_fit
         self._make_ready()
@@ -261,7 +261,9 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         """Put the average in, where no hook knew the last batch."""
         self._running.end_epoch()
         self._swap_in()
-        self._warn_of_skips()
+        if self.skipped and not self._warned_of_skips:
+            self._warned_of_skips = True
+            complaints.warn_of_skips(self)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Leave the average in the model."""
@@ -269,13 +271,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         self._make_ready()
         self._in_fit = False
         if self._average() is None:
-            warnings.warn(
-                f"`{type(self).__name__}` made no average: `fit` ended after "
-                f"{self._running.epochs} epochs and {self._running.clock.now} "
-                f"optimizer steps. Received: {self._timing()}. Lower them or "
-                "train longer. The model keeps its raw weights.",
-                stacklevel=2,
-            )
+            complaints.warn_of_no_average(self, self._running)
 
     # The average and the model
 
@@ -288,6 +284,10 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             self._averages[model] = RunningAverage(model, self._plan)
         attach(model, self._averages[model])
         return self._averages[model]
+
+    def _require_model(self) -> None:
+        if self._running is None:
+            complaints.refuse_no_model(self)
 
     def _is_in_model(self) -> bool:
         return self._shadow is not None and self._shadow.applied
@@ -303,12 +303,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         self._require_model()
         shadow = self._average()
         if shadow is None:
-            raise ValueError(
-                f"`{type(self).__name__}` has no average before the first "
-                "update. Received: no update of this model so far, with "
-                f"{self._timing()}. Train longer, or take the weights of the "
-                "model itself."
-            )
+            complaints.refuse_no_average(self)
         return shadow
 
     def _put_in(self) -> bool:
@@ -353,62 +348,3 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         kept = {ATTRIBUTE: profile().to_json()}
         with applied(), replacing(filepath) as written:
             save_weights_alone(self.model, written, kept)
-
-    # Refusals and warnings
-
-    def _timing(self) -> str:
-        names = ["start", "start_epoch", "every", "every_steps", "cycle_steps"]
-        times = {name: getattr(self, name, None) for name in names}
-        return ", ".join(f"{k}={v}" for k, v in times.items() if v is not None)
-
-    def _require_model(self) -> None:
-        if self._running is None:
-            raise ValueError(
-                f"`{type(self).__name__}` needs a model. Received: none. Pass "
-                "the callback to `fit`, or call `set_model(model)`."
-            )
-
-    def _refuse_rivals(self) -> None:
-        if self.params is None:
-            return
-        # Keras gives all callbacks of a list the same dict.
-        averages = self.params.setdefault("averages", [])
-        averages.append(self)
-        swapping = [average for average in averages if average.swap]
-        if len(swapping) > 1:
-            raise ValueError(
-                "At most one average can be swapped into the model. "
-                "Received: "
-                f"{len(swapping)} callbacks with `swap=True`: "
-                f"{', '.join(type(average).__name__ for average in swapping)}. "
-                "Pass `swap=False` to all but one."
-            )
-        if [average.name for average in averages].count(self.name) > 1:
-            self._refuse_the_name()
-
-    def _refuse_the_name(self) -> NoReturn:
-        raise ValueError(
-            "The averages of one model must have different names, by which "
-            f"files tell them apart. Received: several with name='{self.name}'."
-            " Pass `name=` to each."
-        )
-
-    def _refuse_another_thread(self) -> None:
-        if threading.get_ident() != self._thread:
-            raise RuntimeError(
-                f"`{type(self).__name__}` must be passed in a list: Keras "
-                "calls a bare callback from other threads, while the next "
-                "step is already changing the weights. Received: "
-                "callbacks=<a bare callback>. Write "
-                f"`callbacks=[{type(self).__name__}(...)]`."
-            )
-
-    def _warn_of_skips(self) -> None:
-        if not self._warned_of_skips and (skipped := self.skipped):
-            self._warned_of_skips = True
-            warnings.warn(
-                f"`{type(self).__name__}` left out {skipped} updates: "
-                "the weights had become NaN or infinite. The average is of the "
-                "steps before.",
-                stacklevel=2,
-            )

@@ -88,17 +88,7 @@ def make_plan(
         ValueError: If checkpoints do not match, or nothing can be averaged.
     """
     last = checkpoints[-1]
-    unshared: dict[str, str] = {}
-    for checkpoint in checkpoints[:-1]:
-        problems = mismatches(checkpoint, last)
-        if strict and problems:
-            raise ValueError(
-                "Checkpoints must have the same variables to be averaged. "
-                f"Received: {checkpoint.name} and {last.name}, which differ: "
-                f"{listed(problems)}. Pass `strict=False` to average what all "
-                "have and take the rest from the last one."
-            )
-        unshared |= problems
+    unshared = _unshared(checkpoints, strict=strict)
     shared = {p: a for p, a in last.weights.items() if p not in unshared}
     averaged = {p for p, a in shared.items() if a.dtype in FLOATS}
     if not averaged:
@@ -120,6 +110,24 @@ def make_plan(
         | {path: rest[path] for path in rest if path not in carried},
         notes=_notes(checkpoints),
     )
+
+
+def _unshared(
+    checkpoints: Sequence[Checkpoint], *, strict: bool
+) -> dict[str, str]:
+    last = checkpoints[-1]
+    unshared: dict[str, str] = {}
+    for checkpoint in checkpoints[:-1]:
+        problems = mismatches(checkpoint, last)
+        if strict and problems:
+            raise ValueError(
+                "Checkpoints must have the same variables to be averaged. "
+                f"Received: {checkpoint.name} and {last.name}, which differ: "
+                f"{listed(problems)}. Pass `strict=False` to average what all "
+                "have and take the rest from the last one."
+            )
+        unshared |= problems
+    return unshared
 
 
 def _carried(

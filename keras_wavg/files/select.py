@@ -120,16 +120,9 @@ def select_checkpoints(
             many checkpoints to choose from.
         OSError: If the folder or the log cannot be read.
     """
-    if (last is None) == (best is None):
-        raise ValueError(
-            "Exactly one of `last` and `best` must be given. Received: "
-            f"last={last}, best={best}"
-        )
+    count = _count(last, best)
     order = _Order(
         metric, arguments.is_higher_better(metric, mode), best is not None
-    )
-    count = arguments.integer(
-        *(("last", last) if best is None else ("best", best)), at_least=1
     )
     scores = None if log is None else _logged(Path(log), metric)
     found, left_out = _candidates(Path(folder), pattern, metric, scores)
@@ -152,6 +145,17 @@ def select_checkpoints(
     return Selection(
         tuple(chosen), left_out, f"the {order} {count} of {len(eligible)}"
     )
+
+
+def _count(last: int | None, best: int | None) -> int:
+    if (last is None) == (best is None):
+        raise ValueError(
+            "Exactly one of `last` and `best` must be given. Received: "
+            f"last={last}, best={best}"
+        )
+    if best is None:
+        return arguments.integer("last", last, at_least=1)
+    return arguments.integer("best", best, at_least=1)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ import contextlib
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +13,12 @@ from rich.console import Console
 from keras_wavg.files.average import (
     Paths,
     archive_like,
-    average_checkpoints,
     checked,
-    execute,
     planned,
     refuse_output,
 )
-from keras_wavg.files.checkpoint import suffix_of
-from keras_wavg.files.report import AverageReport, table
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A checkpoint, tried on its own and then in the soup.
-
-    Args:
-        path: `pathlib.Path` of the checkpoint.
-        alone: Float, its own score.
-        together: Float, the score of the soup with it.
-        taken: Boolean, whether it went into the soup.
-    """
-
-    path: Path
-    alone: float
-    together: float
-    taken: bool
-
-
-@dataclass(frozen=True)
-class SoupReport:
-    """What `greedy_soup` did. Printed, it is a table.
-
-    Args:
-        trials: Sequence of `Trial`s, in the order in which they were tried.
-        score: Float, of the soup.
-        average: `AverageReport` of the output.
-    """
-
-    trials: Sequence[Trial]
-    score: float
-    average: AverageReport
-
-    @property
-    def members(self) -> list[Path]:
-        """The checkpoints in the soup."""
-        return [trial.path for trial in self.trials if trial.taken]
-
-    def __str__(self) -> str:
-        rows = [
-            (
-                str(trial.path),
-                f"{trial.alone:.6g}",
-                f"{trial.together:.6g}",
-                "taken" if trial.taken else "left out",
-            )
-            for trial in self.trials
-        ]
-        header = ("checkpoint", "alone", "in the soup", "")
-        return (
-            f"{table(header, rows)}\n{self.average.output}: soup of "
-            f"{len(self.members)} of {len(self.trials)} checkpoints, score "
-            f"{self.score:.6g} (best single: {self.trials[0].alone:.6g})"
-        )
+from keras_wavg.soup.report import SoupReport, Trial
+from keras_wavg.soup.tasting import Tasting, load_weights
 
 
 def greedy_soup(
@@ -169,95 +111,20 @@ def greedy_soup(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
         suffix = ".keras" if target.suffix == ".keras" else ".weights.h5"
         kept = Path(folder, f"kept{suffix}")
-        tasting = _Tasting(kept, score, model, bn_data, mode)
+        tasting = Tasting(kept, score, model, bn_data, mode)
         with _given_back(model):
             trials = _trials(tasting, given, tell)
         members = [trial.path for trial in trials if trial.taken]
         average = tasting.serve(members, target, overwrite=overwrite)
     if model is not None:
-        _load(model, target)
+        load_weights(model, target)
     report = SoupReport(tuple(trials), tasting.best, average)
     tell(str(report))
     return report
 
 
-class _Tasting:
-    """Makes candidates and scores them, and keeps the best.
-
-    Args:
-        kept: `pathlib.Path` for the best candidate, in an empty folder.
-        score: See `greedy_soup`.
-        model: See `greedy_soup`.
-        bn_data: See `greedy_soup`.
-        mode: See `greedy_soup`.
-    """
-
-    def __init__(
-        self,
-        kept: Path,
-        score: Callable[[Any], Any],
-        model: Any,
-        bn_data: Any,
-        mode: str,
-    ) -> None:
-        self._kept = kept
-        self._score = score
-        self._model = model
-        self._bn_data = bn_data
-        self._sign = 1 if mode == "max" else -1
-        self._measurement = None if bn_data is None else _measurement(model)
-        self.best = math.nan
-
-    def score(self, paths: Sequence[Path]) -> float:
-        """The score of the mean of checkpoints."""
-        if self._model is None:
-            return _number(self._score(self._candidate(paths)))
-        _load(self._model, self._candidate(paths))
-        if self._measurement is not None:
-            self._measurement.update(self._bn_data, verbose=0)
-        return _number(self._score(self._model))
-
-    def rank(self, score: float) -> float:
-        """The lower, the better."""
-        return math.inf if math.isnan(score) else -self._sign * score
-
-    def keep(self, score: float) -> None:
-        """Take the last candidate, of this score, for the best."""
-        self.best = score
-        if self._measurement is None:
-            return
-        if self._kept.suffix == ".keras":
-            self._model.save(self._kept)
-        else:
-            self._model.save_weights(self._kept)
-
-    def serve(
-        self, members: Sequence[Path], output: Path, *, overwrite: bool
-    ) -> AverageReport:
-        """Write the best, the mean of these checkpoints."""
-        if self._measurement is None:
-            return average_checkpoints(members, output, overwrite=overwrite)
-        # The weights with the measured statistics, and what they are made of.
-        mean = average_checkpoints(members, self._path(members), overwrite=True)
-        with planned([self._kept]) as plan:
-            return execute(
-                plan, output, overwrite=overwrite, made_of=mean.sources
-            )
-
-    def _candidate(self, paths: Sequence[Path]) -> Path:
-        if self._model is None and len(paths) == 1:
-            return paths[0]
-        path = self._path(paths)
-        average_checkpoints(paths, path, overwrite=True)
-        return path
-
-    def _path(self, paths: Sequence[Path]) -> Path:
-        name = f"candidate{suffix_of(paths[0], 'paths')}"
-        return self._kept.with_name(name)
-
-
 def _trials(
-    tasting: _Tasting, paths: Sequence[Path], tell: Callable[[str], None]
+    tasting: Tasting, paths: Sequence[Path], tell: Callable[[str], None]
 ) -> list[Trial]:
     alone = []
     for path in paths:
@@ -304,35 +171,10 @@ def _refuse_early(
         archive_like(plan, output)
 
 
-def _number(score: Any) -> float:
-    try:
-        return float(score)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`score` must return a number. Received: {score!r}"
-        ) from error
-
-
-def _load(model: Any, path: Path) -> None:
-    with warnings.catch_warnings():
-        # The files have no optimizer and no averages of callbacks with them.
-        warnings.filterwarnings("ignore", "Skipping variable loading for opt")
-        warnings.filterwarnings("ignore", "What was loaded has no average")
-        model.load_weights(path)
-
-
-# Without a model, neither Keras nor a backend is needed.
-
-
-def _measurement(model: Any) -> Any:
-    from keras_wavg.batchnorm import Measurement  # noqa: PLC0415
-
-    return Measurement(model)
-
-
 def _given_back(model: Any) -> contextlib.AbstractContextManager[None]:
     if model is None:
         return contextlib.nullcontext()
+    # Without a model, neither Keras nor a backend is needed.
     from keras_wavg.ensemble import weights_given_back  # noqa: PLC0415
 
     return weights_given_back(model)

@@ -1,0 +1,23 @@
+"""The command `keras-wavg`: saved weights averaged, inspected and compared.
+
+Exit codes: 0 done (`diff`: the weights are the same); 1 `diff` found that they
+are not; 2 wrong usage; 3 a file cannot be read, averaged or written.
+"""
+
+import typer
+
+from keras_wavg.cli.average import average
+from keras_wavg.cli.inspect import diff, inspect
+from keras_wavg.cli.synthesize import synthesize
+
+app = typer.Typer(
+    help="Average saved Keras weights, without Keras.",
+    epilog="Exit codes: 0 done (diff: same weights), 1 diff: other weights, "
+    "2 wrong usage, 3 a file cannot be read, averaged or written.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (average, synthesize, inspect, diff):
+    app.command()(command)

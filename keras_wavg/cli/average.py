@@ -1,0 +1,144 @@
+"""`keras-wavg average`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keras_wavg.cli.terminal import Json, progress_bar, readable_errors
+from keras_wavg.files import coefficients
+from keras_wavg.files.average import (
+    average_checkpoints,
+    planned,
+    planned_report,
+    refuse_output,
+)
+from keras_wavg.files.select import select_checkpoints
+
+
+def average(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Checkpoints, the oldest first, or one folder of them.",
+            metavar="FILES|FOLDER",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write: .weights.h5, .weights.json or .keras.",
+        ),
+    ],
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Numbers such as 1,2,3; or uniform, ascending, ema:DECAY, "
+            "linear, cosine, 1-sqrt (a decay of the learning rate)."
+        ),
+    ] = "uniform",
+    normalize: Annotated[
+        bool, typer.Option(help="Divide weights by their sum.")
+    ] = True,
+    last: Annotated[
+        int | None, typer.Option(help="Of a folder: how many of the latest.")
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(help="Of a folder: how many of the best.")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="By which metric.")] = "val_loss",
+    mode: Annotated[
+        str, typer.Option(help="auto, min or max: which values are good.")
+    ] = "auto",
+    until: Annotated[
+        int | None, typer.Option(help="The latest epoch that counts.")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="How files are named: {epoch:02d}-{val_loss:.3f}.keras"
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="CSVLogger file with the metric.")
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            help="Refuse files with other variables, or average what all share."
+        ),
+    ] = True,
+    optimizer: Annotated[
+        str, typer.Option(help="drop, or last: take over its state.")
+    ] = "drop",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Average checkpoints into a new one."""
+    with readable_errors():
+        chosen = _chosen(
+            paths,
+            last=last,
+            best=best,
+            metric=metric,
+            mode=mode,
+            until=until,
+            pattern=pattern,
+            log=log,
+        )
+        options: dict[str, Any] = {
+            "weights": _weights(weights, len(chosen)),
+            "normalize": normalize,
+            "strict": strict,
+            "optimizer": optimizer,
+        }
+        if dry_run:
+            refuse_output(output, overwrite=overwrite)
+            with planned(chosen, **options) as plan:
+                report = planned_report(plan, output)
+        else:
+            options["overwrite"] = overwrite
+            with progress_bar("averaging", quiet=as_json) as progress:
+                report = average_checkpoints(
+                    chosen, output, progress=progress, **options
+                )
+        typer.echo(report.to_json() if as_json else str(report))
+        if dry_run and not as_json:
+            typer.echo("dry run: nothing was written")
+
+
+def _chosen(paths: Sequence[Path], **options: Any) -> Sequence[Path]:
+    is_to_select = options["last"] is not None or options["best"] is not None
+    if len(paths) == 1 and paths[0].is_dir():
+        if not is_to_select:
+            raise typer.BadParameter("a folder needs --last or --best")
+        selection = select_checkpoints(paths[0], **options)
+        typer.echo(str(selection), err=True)
+        return selection
+    if is_to_select:
+        raise typer.BadParameter("--last and --best need one folder")
+    return paths
+
+
+def _weights(text: str, count: int) -> list[float]:
+    name, _, argument = text.partition(":")
+    try:
+        if name == "uniform":
+            return coefficients.uniform(count)
+        if name == "ascending":
+            return coefficients.ascending(count)
+        if name == "ema":
+            return coefficients.ema(count, float(argument))
+        if name in coefficients.DECAYS:
+            return coefficients.decay_emulation(count, name)
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"--weights {text}: {error}") from error

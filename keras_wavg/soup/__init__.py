@@ -1,0 +1,5 @@
+"""Averages of checkpoints, chosen by a score."""
+
+from keras_wavg.soup.greedy import greedy_soup
+
+__all__ = ["greedy_soup"]
