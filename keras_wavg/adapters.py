@@ -7,7 +7,7 @@ import keras
 
 
 def merged_in_files(model: Any) -> set[int]:
-    """The weights, by id, that come back from a file as others.
+    """The ids of weights that Keras saves merged: a file gives others back.
 
     Args:
         model: A Keras model.

@@ -4,10 +4,11 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from keras_wavg.plan import Include
+Include = str | Callable[[str], bool] | None
+"""Which variables: a regular expression, a predicate on paths, or all."""
 
 _HIGHER_IS_BETTER = ("acc", "auc", "f1", "fmeasure", "precision", "recall")
 
@@ -70,11 +71,8 @@ def integer(name: str, value: Any, *, at_least: int) -> int:
 
 def even(name: str, value: Any) -> int:
     """The argument `name` as an even integer of at least 2."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 2 or number % 2:  # noqa: PLR2004
+    number = integer(name, value, at_least=2)
+    if number % 2:
         raise ValueError(
             f"`{name}` must be an even integer >= 2. Received: {name}={value!r}"
         )
@@ -105,10 +103,10 @@ def include(include: Include) -> Include:
     return include
 
 
-def name(name: Any, default: str) -> str:
-    """The argument `name`."""
+def name(name: Any, default: str, *, swap: bool = True) -> str:
+    """The argument `name`; one that rides along has a default of its own."""
     if name is None:
-        return default
+        return default if swap else f"{default}_riding"
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(
             "`name` must be a string of letters, digits, `_`, `-` and `.`. "

@@ -125,10 +125,15 @@ class StepClock:
         """The most optimizer steps between two hooks."""
         return -(-self._batches_per_hook // self._batches_per_step)
 
+    def end_fit(self) -> None:
+        """Settle the count: of later steps only the caller knows."""
+        self._trust_optimizer()
+        self._host_knows = True
+
     def tick(self) -> int:
         """Count one optimizer step of a loop without `fit`."""
+        self._host_knows = True  # also where `fit` ended in an exception
         self.now += 1
-        self._offset += 1
         return 1
 
     @property

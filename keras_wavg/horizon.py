@@ -1,6 +1,7 @@
 """The decay of an exponential moving average, from a horizon in any unit."""
 
 import math
+from collections.abc import Mapping
 
 from keras_wavg import arguments
 from keras_wavg.profile import WIDEST
@@ -82,29 +83,36 @@ def decay_from(
             f" Received: {', '.join(given) or 'none'}"
         )
     ratio = arguments.positive("batch_size_ratio", batch_size_ratio)
+    units = {"steps_per_epoch": steps_per_epoch, "batch_size": batch_size}
+    size = _steps_of(unit, units)
     if half_life is not None:
-        units = {"steps_per_epoch": steps_per_epoch, "batch_size": batch_size}
-        found = decay_from_half_life(_in_steps(half_life, unit, units))
+        number = arguments.positive("half_life", half_life)
+        found = decay_from_half_life(number * size)
     elif sigma_rel is not None:
         found = _decay_from_width(sigma_rel, steps)
     else:
         found = arguments.decay(decay)
-    return found**ratio
+    return arguments.decay(found**ratio)
 
 
-def _in_steps(
-    half_life: float, unit: str, units: dict[str, float | None]
-) -> float:
-    number = arguments.positive("half_life", half_life)
+def _steps_of(unit: str, sizes: Mapping[str, float | None]) -> float:
+    """The optimizer steps in a unit."""
     if unit not in _UNITS:
         raise ValueError(
             f"`unit` must be one of {list(_UNITS)}. Received: unit={unit!r}"
         )
     needed = _UNITS[unit]
+    for name, size in sizes.items():
+        if size is not None and name != needed:
+            raise ValueError(
+                f"`{name}` is for another unit. Received: unit={unit!r}, "
+                f"{name}={size!r}. Pass `unit='epochs'` with "
+                "`steps_per_epoch`, `unit='samples'` with `batch_size`."
+            )
     if needed is None:
-        return number
-    size = arguments.positive(needed, units[needed])
-    return number * size if unit == "epochs" else number / size
+        return 1.0
+    size = arguments.positive(needed, sizes[needed])
+    return size if unit == "epochs" else 1 / size
 
 
 def _decay_from_width(sigma_rel: float, steps: int | None) -> float:

@@ -24,7 +24,14 @@ class _BeginsWithAnother(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make a schedule from what `get_config` returned."""
+        """Make a schedule of a config.
+
+        Args:
+            config: Dict, from `get_config`.
+
+        Returns:
+            A schedule of this class.
+        """
         before = keras.saving.deserialize_keras_object(config["before"])
         return cls(**{**config, "before": before})
 
@@ -41,8 +48,12 @@ class _Cycle(_BeginsWithAnother):
         before: Any = None,
         start_step: int = 0,
     ) -> None:
-        self.max_learning_rate = _rate("max_learning_rate", max_learning_rate)
-        self.min_learning_rate = _rate("min_learning_rate", min_learning_rate)
+        self.max_learning_rate = arguments.number(
+            "max_learning_rate", max_learning_rate, at_least=0
+        )
+        self.min_learning_rate = arguments.number(
+            "min_learning_rate", min_learning_rate, at_least=0
+        )
         self.cycle_steps = self._whole_cycle(cycle_steps)
         self.start_step = arguments.integer(
             "start_step", start_step, at_least=0
@@ -51,7 +62,14 @@ class _Cycle(_BeginsWithAnother):
         self._refuse_contradictions()
 
     def __call__(self, step: Any) -> Any:
-        """Learning rate of a step, of which `step` went before."""
+        """The learning rate after some optimizer steps.
+
+        Args:
+            step: Integer or integer tensor, the steps before this one.
+
+        Returns:
+            Scalar float32 tensor.
+        """
         step = ops.cast(step, "int32")
         in_cycle = ops.mod(step - self.start_step, self.cycle_steps) + 1
         part, whole = self._descent(in_cycle)
@@ -68,7 +86,11 @@ class _Cycle(_BeginsWithAnother):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments, for `from_config`."""
+        """The arguments, for `from_config`.
+
+        Returns:
+            Dict of what `__init__` takes.
+        """
         return {
             "max_learning_rate": self.max_learning_rate,
             "min_learning_rate": self.min_learning_rate,
@@ -138,8 +160,8 @@ class CyclicLearningRate(_Cycle):
 
     Example:
 
-    >>> import keras_wavg.learning_rates as rates
-    >>> schedule = rates.CyclicLearningRate(0.05, 0.01, cycle_steps=4)
+    >>> import keras_wavg
+    >>> schedule = keras_wavg.CyclicLearningRate(0.05, 0.01, cycle_steps=4)
     >>> [round(float(schedule(step)), 4) for step in range(6)]
     [0.04, 0.03, 0.02, 0.01, 0.04, 0.03]
 
@@ -199,8 +221,8 @@ class TriangularLearningRate(_Cycle):
 
     Example:
 
-    >>> import keras_wavg.learning_rates as rates
-    >>> schedule = rates.TriangularLearningRate(0.05, 0.01, cycle_steps=4)
+    >>> import keras_wavg
+    >>> schedule = keras_wavg.TriangularLearningRate(0.05, 0.01, cycle_steps=4)
     >>> [round(float(schedule(step)), 4) for step in range(6)]
     [0.03, 0.01, 0.03, 0.05, 0.03, 0.01]
 
@@ -261,8 +283,8 @@ class AnnealToConstant(_BeginsWithAnother):
 
     Example:
 
-    >>> import keras_wavg.learning_rates as rates
-    >>> schedule = rates.AnnealToConstant(
+    >>> import keras_wavg
+    >>> schedule = keras_wavg.AnnealToConstant(
     ...     0.1, 0.05, start_step=2, anneal_steps=2, anneal="linear"
     ... )
     >>> [round(float(schedule(step)), 4) for step in range(6)]
@@ -285,7 +307,9 @@ class AnnealToConstant(_BeginsWithAnother):
         anneal: str = "cosine",
     ) -> None:
         self.before = _before(before)
-        self.learning_rate = _rate("learning_rate", learning_rate)
+        self.learning_rate = arguments.number(
+            "learning_rate", learning_rate, at_least=0
+        )
         self.start_step = arguments.integer(
             "start_step", start_step, at_least=0
         )
@@ -295,7 +319,14 @@ class AnnealToConstant(_BeginsWithAnother):
         self.anneal = _anneal(anneal)
 
     def __call__(self, step: Any) -> Any:
-        """Learning rate of a step, of which `step` went before."""
+        """The learning rate after some optimizer steps.
+
+        Args:
+            step: Integer or integer tensor, the steps before this one.
+
+        Returns:
+            Scalar float32 tensor.
+        """
         step = ops.cast(step, "int32")
         whole = max(self.anneal_steps, 1)
         # No steps of annealing are one step, over when `start_step` begins.
@@ -309,7 +340,11 @@ class AnnealToConstant(_BeginsWithAnother):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments, for `from_config`."""
+        """The arguments, for `from_config`.
+
+        Returns:
+            Dict of what `__init__` takes.
+        """
         return {
             "before": keras.saving.serialize_keras_object(self.before),
             "learning_rate": self.learning_rate,
@@ -337,19 +372,11 @@ def _value(rate: Any, step: Any) -> Any:
     return ops.cast(rate(step) if callable(rate) else rate, "float32")
 
 
-def _rate(name: str, value: Any) -> float:
-    if not arguments.is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(
-            f"`{name}` must be a finite number >= 0. Received: {name}={value!r}"
-        )
-    return float(value)
-
-
 def _before(before: Any) -> Any:
     if isinstance(before, keras.optimizers.schedules.LearningRateSchedule):
         return before
     if arguments.is_number(before):
-        return _rate("before", before)
+        return arguments.number("before", before, at_least=0)
     raise ValueError(
         "`before` must be a number or a `LearningRateSchedule`. "
         f"Received: before={before!r}"

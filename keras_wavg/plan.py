@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_wavg.arguments import Include
 from keras_wavg.profile import Profile
 from keras_wavg.sampling import Sampling
-
-Include = str | Callable[[str], bool] | None
-"""Which variables: a regular expression, a predicate on paths, or all."""
 
 
 def nothing(steps: int) -> Sequence[str]:
@@ -19,14 +17,14 @@ def nothing(steps: int) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one average, for any model.
+    """What a callback asks of its average, for any model.
 
     Args:
         name: String, by which the average is found again in a file.
         averages: Function from a list of variables to the object that averages
             them, see `keras_wavg.backend` and `keras_wavg.samples`.
         sampling: A `Sampling`.
-        include: See `Include`.
+        include: See `keras_wavg.arguments.Include`.
         starts_from_initial: Boolean, whether the average begins at the weights
             from before training.
         kept: Function from the count of steps or samples that an average covers

@@ -3,13 +3,13 @@
 import functools
 import json
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy
 
+from keras_wavg import arguments
 from keras_wavg.schedules import (
     BiasCorrected,
     ConstantDecay,
@@ -100,7 +100,7 @@ class Profile:
 
     @classmethod
     def ema(cls, decay: float, steps: int) -> Self:
-        """Of an exponential moving average, corrected for bias.
+        """The profile of an exponential moving average, corrected for bias.
 
         Args:
             decay: Float in [0, 1), per optimizer step.
@@ -108,14 +108,16 @@ class Profile:
 
         Returns:
             A `Profile`.
+
+        Raises:
+            ValueError: If an argument is out of its range.
         """
-        return cls.of_schedule(
-            BiasCorrected(ConstantDecay(decay)), _all(steps), steps
-        )
+        schedule = BiasCorrected(ConstantDecay(arguments.decay(decay)))
+        return cls.of_schedule(schedule, _all(steps), steps)
 
     @classmethod
     def power(cls, sigma_rel: float, steps: int) -> Self:
-        """Of a power-function average.
+        """The profile of a power-function average.
 
         Args:
             sigma_rel: Float in (0, 1 / sqrt(12)], its relative width.
@@ -123,13 +125,16 @@ class Profile:
 
         Returns:
             A `Profile`.
+
+        Raises:
+            ValueError: If an argument is out of its range.
         """
         schedule = Power(exponent_from_sigma_rel(sigma_rel))
         return cls.of_schedule(schedule, _all(steps), steps)
 
     @classmethod
     def mean(cls, times: Sequence[float], steps: int) -> Self:
-        """Of the plain mean of some samples; of one, the weights themselves.
+        """The profile of the mean of some samples; of one, of the weights.
 
         Args:
             times: Increasing numbers, when the samples were taken, in steps.
@@ -137,7 +142,14 @@ class Profile:
 
         Returns:
             A `Profile`.
+
+        Raises:
+            ValueError: If there is no sample.
         """
+        if not len(times):
+            raise ValueError(
+                "`times` must have at least one sample. Received: none"
+            )
         shares = numpy.full(len(times), 1 / len(times))
         return cls(numpy.asarray(times, "float64"), shares, steps)
 
@@ -202,7 +214,11 @@ class Profile:
         return numpy.append(before, self.times), reached
 
     def to_json(self) -> str:
-        """The profile as a short text. Many samples are put together."""
+        """The profile as a short text. Many samples are put together.
+
+        Returns:
+            String, for `from_json`.
+        """
         count = len(self.times)
         ends = numpy.arange(count)
         if count > _MOST_IN_TEXT:
@@ -225,7 +241,13 @@ class Profile:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` gave.
+        """Read what `to_json` gave.
+
+        Args:
+            text: String.
+
+        Returns:
+            A `Profile`.
 
         Raises:
             ValueError: If it is not that.
@@ -318,7 +340,7 @@ def exponent_from_sigma_rel(sigma_rel: float) -> float:
     Raises:
         ValueError: If there is no such average.
     """
-    if not isinstance(sigma_rel, numbers.Real) or not 0 < sigma_rel <= WIDEST:
+    if not arguments.is_number(sigma_rel) or not 0 < sigma_rel <= WIDEST:
         raise ValueError(
             "`sigma_rel` must be in the range (0, 1 / sqrt(12)], of which the "
             f"last is the plain mean. Received: sigma_rel={sigma_rel!r}"
@@ -335,6 +357,7 @@ def exponent_from_sigma_rel(sigma_rel: float) -> float:
 
 def _all(steps: int) -> Any:
     """The steps, or if there are too many the latest ones and some others."""
+    arguments.integer("steps", steps, at_least=1)
     if steps <= _MOST_SAMPLES:
         return numpy.arange(1.0, steps + 1)
     evenly = numpy.linspace(0, steps, _MOST_SAMPLES // 2 + 1)

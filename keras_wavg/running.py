@@ -63,6 +63,10 @@ class RunningAverage:
         self.clock.begin_fit(self.model, batches_in_epoch)
         self.begin_if_due()
 
+    def end_fit(self) -> None:
+        """Leave the counting to `tick`."""
+        self.clock.end_fit()
+
     def begin_epoch(self, epoch: int) -> None:
         """Count the batches of an epoch from its first on.
 

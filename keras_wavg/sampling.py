@@ -1,6 +1,7 @@
 """When the weights are sampled: every so many optimizer steps, or epochs."""
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -29,7 +30,7 @@ class Sampling(abc.ABC):
         """The units since the start, at a time; none or fewer before it."""
 
     @abc.abstractmethod
-    def times(self, count: int, last: int) -> list[float]:
+    def times(self, count: int, last: int) -> Sequence[float]:
         """When the samples were taken, in optimizer steps.
 
         Args:
@@ -37,7 +38,7 @@ class Sampling(abc.ABC):
             last: Integer, when the last of them was taken.
 
         Returns:
-            List of numbers, as if all intervals had been alike.
+            Sequence of numbers, as if all intervals had been alike.
         """
 
     def pending(
@@ -81,10 +82,10 @@ class EverySteps(Sampling):
         """The steps since the start."""
         return steps - self.start if epochs >= self.start_epoch else 0
 
-    def times(self, count: int, last: int) -> list[float]:
+    def times(self, count: int, last: int) -> Sequence[float]:
         """So many steps before the last, and so on."""
         first = last - self.every * (count - 1)
-        return [first + self.every * i for i in range(count)]
+        return range(first, last + 1, self.every)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class EveryEpochs(Sampling):
         del steps
         return epochs - self.start_epoch
 
-    def times(self, count: int, last: int) -> list[float]:
+    def times(self, count: int, last: int) -> Sequence[float]:
         """At the ends of epochs that are all as long."""
         epochs = [self.start_epoch + self.every * (i + 1) for i in range(count)]
         return [last * epoch / epochs[-1] for epoch in epochs]

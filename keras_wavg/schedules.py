@@ -4,10 +4,11 @@ Every average of this package is one line,
 
     average += coefficient * (weights - average)
 
-and every method is a choice of coefficient. Two ideas make one up. A *decay*
-says which share of itself an average keeps over an interval of steps. A
-*schedule* says what that share is kept of: of the weights from before training
-(`FromInitial`), or of nothing but the samples so far (`BiasCorrected`).
+and every method is a choice of coefficient: `Uniform` and `Power` by a formula,
+all others by two ideas. A *decay* says which share of itself an average keeps
+over an interval of steps. A *schedule* says what that share is kept of: of the
+weights from before training (`FromInitial`), or of nothing but the samples so
+far (`BiasCorrected`).
 
 Steps are optimizer steps, numbered from 1, and may be floats or arrays.
 `interval` is the number of steps since the average last moved, so an average

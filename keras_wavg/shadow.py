@@ -10,10 +10,11 @@ import keras
 import numpy
 
 from keras_wavg.adapters import merged_in_files, refuse_a_part
+from keras_wavg.arguments import Include
 from keras_wavg.backend import attach_weights
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
-from keras_wavg.plan import Include, Plan
+from keras_wavg.plan import Plan
 from keras_wavg.state import State, holds_average
 
 # The averages that are in a model now, the latest last.
@@ -135,7 +136,7 @@ class Shadow:
         return self._raw is not None and self.model is not None
 
     def is_held(self) -> bool:
-        """Whether it was, and the model's weights are still the average."""
+        """Whether the average was put in and the weights are still it."""
         if self._raw is None or self._swapping:
             return False
         return bool(self.averages.are_in_model())

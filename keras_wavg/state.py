@@ -101,7 +101,7 @@ def from_dict(
 
     Raises:
         ValueError: If anything is missing, too much, of another shape or kind,
-            or of a newer format.
+            or of another format.
     """
     counts = _counts(arrays)
     if counts.place and not counts.begun:
@@ -137,7 +137,7 @@ def _counts(arrays: Mapping[str, Any]) -> Counts:
         raise ValueError(
             f"The saved average must be of format version {VERSION}. Received: "
             f"version={version}. Install the version of keras_wavg that wrote "
-            "the file, or a newer one."
+            "the file."
         )
     return Counts(*(_integer(f.name, arrays) for f in fields(Counts)))
 

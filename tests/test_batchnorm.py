@@ -313,6 +313,13 @@ def test_steps_take_the_first_batches(kind):
     assert error(statistics(model), statistics(expected)) < 1e-6
 
 
+def test_arrays_come_in_batches_of_32_whatever_the_steps():
+    model, expected = only(), only()
+    update_bn(model, X, steps=1, verbose=0)
+    update(expected, X[:32])
+    assert error(statistics(model), statistics(expected)) < 1e-6
+
+
 def test_data_without_end_is_measured_for_some_steps():
     def endless():
         while True:
@@ -826,8 +833,12 @@ def test_an_interrupt_leaves_the_model_as_it_was(where, monkeypatch):
     ("data", "options", "message"),
     [
         (X[:0], {}, "`data` must have at least one batch. Received: 0"),
-        (X, {"steps": 0}, ">= 1, or `None`. Received: steps=0"),
-        (X, {"steps": 2.5}, "`steps` must be an integer >= 1, or `None`."),
+        (X, {"steps": 0}, ">= 1. Received: steps=0"),
+        (
+            X,
+            {"steps": 2.5},
+            "`steps` must be an integer >= 1. Received: steps=2.5",
+        ),
         (X, {"variance": "b"}, "`variance` must be .* Received: variance='b'"),
         (X, {"variance": None}, "`variance` must be .* variance=None"),
         (X[:, :3], {}, r"batches that the model can .* shape \(16, 3\)"),

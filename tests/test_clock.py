@@ -241,6 +241,29 @@ def test_a_custom_train_step_with_an_idle_optimizer_is_counted():
     assert_average(ema, samples.weights)
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_loop_after_fit_counts_each_of_its_steps_once(interrupted):
+    """With loss scaling the optimizer's count decides, but in `fit` only."""
+    model, samples, ema = loss_scaled(), Samples(), EMA(0.9)
+    x, y = data(10)
+    fit(model, samples, ema, epochs=1)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, ema, Interrupting(), epochs=1)
+        samples.weights.append(model.get_weights())
+    ema.restore()
+    for start in range(0, len(x), BATCH):
+        model.train_on_batch(x[start : start + BATCH], y[start : start + BATCH])
+        samples.weights.append(model.get_weights())
+        ema.update()
+    assert_average(ema, samples.weights)
+
+
+class Interrupting(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
 def test_the_clock_counts_the_steps_of_a_loop():
     clock = StepClock()
     for _ in range(3):

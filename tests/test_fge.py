@@ -191,7 +191,7 @@ def test_there_is_no_member_before_the_first_minimum():
         fge.predict(X)
 
 
-@pytest.mark.parametrize("index", [-1, 5, 9])
+@pytest.mark.parametrize("index", [-1, 5, 9, 0.5])
 def test_a_member_that_does_not_exist_is_refused(index):
     _, fge, _ = trained()
     message = r"`index` must be in the range \[0, 5\)"

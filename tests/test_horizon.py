@@ -58,6 +58,13 @@ def test_a_training_with_larger_batches_averages_as_many_samples():
         ({"decay": 1}, r"`decay` must be in the range \[0, 1\)"),
         ({"half_life": 0}, "`half_life` must be a positive number"),
         ({"half_life": 1, "unit": "hours"}, "`unit` must be one of"),
+        ({"decay": 0.9, "unit": "hours"}, "`unit` must be one of"),
+        ({"half_life": 2, "steps_per_epoch": 9}, "is for another unit. .*=9"),
+        (
+            {"half_life": 2, "unit": "epochs", "batch_size": 8},
+            "`batch_size` is for another unit",
+        ),
+        ({"half_life": 1e17}, r"`decay` must be in the range \[0, 1\)"),
         ({"half_life": 1, "unit": "epochs"}, "`steps_per_epoch` must be"),
         ({"half_life": 1, "unit": "samples"}, "`batch_size` must be"),
         ({"sigma_rel": 0.1}, "`steps` must be an integer >= 2"),

@@ -123,6 +123,11 @@ def test_an_average_that_only_rides_along_is_written_back_under_another():
     assert near(rider.get_weights(), expected)
 
 
+def test_one_that_rides_along_has_a_name_of_its_own():
+    model = compiled(models.dense())
+    fit(model, Lookahead(2), Lookahead(3, swap=False))
+
+
 def test_a_loop_without_fit_is_written_back_too():
     model, walk = compiled(models.dense()), []
     lookahead = Lookahead(2, 0.5)

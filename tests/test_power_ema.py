@@ -148,6 +148,7 @@ BAD = {
     "zero": ({"sigma_rel": 0}, "`sigma_rel` must be in the range"),
     "wide": ({"sigma_rel": (0.1, 0.3)}, "`sigma_rel` must be in the range"),
     "none": ({"sigma_rel": ()}, "one or several different widths"),
+    "None": ({"sigma_rel": None}, "one or several different widths"),
     "twice": ({"sigma_rel": (0.1, 0.1)}, "one or several different widths"),
     "every": ({"every": 0}, "`every` must be an integer >= 1"),
     "epochs": ({"snapshot_every": 0}, "`snapshot_every` must be an integer"),

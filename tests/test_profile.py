@@ -109,6 +109,21 @@ def test_a_width_that_does_not_exist_is_refused(sigma_rel):
         exponent_from_sigma_rel(sigma_rel)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Profile.ema(1.5, 100), r"`decay` must be .* decay=1.5"),
+        (lambda: Profile.ema(0.9, 0), "`steps` must be an integer >= 1"),
+        (lambda: Profile.power(0.1, 0), "`steps` must be an integer >= 1"),
+        (lambda: Profile.mean([], 3), "at least one sample"),
+    ],
+    ids=["decay", "ema", "power", "mean"],
+)
+def test_a_profile_that_does_not_exist_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_a_very_long_run_has_the_profile_of_its_formulas():
     ema, power = Profile.ema(0.9999, 10**9), Profile.power(0.1, 10**9)
     assert ema.mean_age == pytest.approx(9999, rel=1e-3)

@@ -6,7 +6,7 @@ import numpy
 import pytest
 from models import BATCH, compiled, data, equal
 
-from keras_wavg import EMA
+from keras_wavg import EMA, AverageEvaluator
 
 X, Y = data(3)
 
@@ -32,6 +32,7 @@ X, Y = data(3)
         ({"half_life": 0}, r"`half_life` must be .* Received: half_life=0"),
         ({"half_life": -3}, r"`half_life` must be .* Received: half_life=-3"),
         ({"half_life": float("inf")}, r"`half_life` must be .* half_life=inf"),
+        ({"half_life": 1e17}, r"`decay` must be in the range .* decay=1.0"),
         ({"every": 0}, r"`every` must be an integer >= 1. Received: every=0"),
         ({"every": -1}, r"`every` must be an integer >= 1. Received: every=-1"),
         (
@@ -89,6 +90,38 @@ def test_the_same_average_twice_in_a_list_is_refused():
     ema = EMA(0.9)
     with pytest.raises(ValueError, match="At most one average"):
         fit(compiled(models.dense()), ema, ema)
+
+
+def test_a_list_of_callbacks_can_be_used_again():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    evaluator = AverageEvaluator(X, Y, averages=[ema])
+    both = keras.callbacks.CallbackList(
+        [ema, evaluator],
+        add_history=True,
+        model=model,
+        epochs=1,
+        verbose=0,
+        steps=3,
+    )
+    for _ in range(2):
+        model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=both)
+    for _ in range(2):
+        model.evaluate(X, Y, verbose=0, callbacks=both)
+    assert ema._shadow.steps == 6
+
+
+def test_an_evaluator_needs_no_parameters_of_a_list():
+    model, ema = compiled(models.dense()), EMA(0.9)
+    evaluator = AverageEvaluator(X, Y, averages=[ema])
+    for callback in (ema, evaluator):
+        callback.set_model(model)
+        callback.on_train_begin()
+        callback.on_epoch_begin(0)
+    model.train_on_batch(X, Y)
+    ema.on_train_batch_end(0)
+    logs = {}
+    evaluator.on_epoch_end(0, logs)
+    assert set(logs) == {"raw_val_loss", "ema_val_loss"}
 
 
 def test_a_textbook_average_of_an_unbuilt_model_says_how_to_build_it():

@@ -25,18 +25,6 @@ import keras
 from keras_wavg.schedules import Schedule
 
 
-def averages_class() -> Any:
-    """The `Averages` of `keras.config.backend()`.
-
-    Returns:
-        A class.
-
-    Raises:
-        NotImplementedError: If the backend is none of the three.
-    """
-    return _module().Averages
-
-
 def _module() -> Any:
     backend = keras.config.backend()
     if backend not in {"jax", "tensorflow", "torch"}:
@@ -61,8 +49,11 @@ def averages_of(
 
     Returns:
         An `Averages`.
+
+    Raises:
+        NotImplementedError: If the backend is none of the three.
     """
-    return averages_class()(variables, schedule, start, device)
+    return _module().Averages(variables, schedule, start, device)
 
 
 def randomness_kept() -> contextlib.AbstractContextManager[Any]:

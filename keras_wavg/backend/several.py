@@ -1,4 +1,4 @@
-"""Several averages of the same weights, updated together."""
+"""Several averages of the same weights, updated one after the other."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,8 @@ from keras_wavg.schedules import Schedule
 class Several:
     """Averages by several schedules: the first one, and others besides it.
 
-    It has the verbs of `keras_wavg.backend`.
+    It has the verbs of `keras_wavg.backend`, but for `begin`: none of them
+    begins at the weights from before training.
 
     Args:
         variables: Keras variables of floating type.
@@ -44,11 +45,6 @@ class Several:
         """Find the variables."""
         for averages in self._all:
             averages.bind(model)
-
-    def begin(self, model: Any) -> None:
-        """Let the averages be the weights of now."""
-        for averages in self._all:
-            averages.begin(model)
 
     def update(self, model: Any, reading: Reading) -> None:
         """Move all averages towards the weights of now."""

@@ -1,7 +1,6 @@
 """One pass over data, and new moving statistics at the end of it."""
 
 import contextlib
-import operator
 import warnings
 from typing import Any
 
@@ -9,9 +8,12 @@ import keras
 import numpy
 from keras import ops
 
+from keras_wavg import arguments
 from keras_wavg.backend import attach_weights, randomness_kept
 from keras_wavg.batchnorm.moments import combination
 from keras_wavg.batchnorm.probe import Probe, watched
+
+_BATCH_SIZE = 32
 
 
 def update_bn(
@@ -50,7 +52,7 @@ def update_bn(
         steps: Integer, the number of batches. Data without end needs it.
             Defaults to `None`, all there are.
         batch_size: Integer, the size of the batches of arrays. Defaults to
-            `None`, which is 32 as in `predict`.
+            `None`, which is 32.
         variance: `"population"`, the mean and variance of all elements that
             reach the layer, whatever batch they come in. Or `"batch_mean"`,
             what `torch.optim.swa_utils.update_bn` measures: the plain mean
@@ -61,7 +63,7 @@ def update_bn(
     Example:
 
     >>> import keras, numpy
-    >>> from keras_wavg.batchnorm import update_bn
+    >>> from keras_wavg import update_bn
     >>> normalization = keras.layers.BatchNormalization()
     >>> model = keras.Sequential([keras.Input((2,)), normalization])
     >>> x = numpy.array([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
@@ -129,12 +131,14 @@ class Measurement:
     ) -> None:
         """Measure. See `update_bn`."""
         combine = combination(variance)
+        least = arguments.integer_or_none("steps", steps, at_least=1) or 1
+        inputs = _inputs(data)
         measured = self._run(
-            x=_inputs(data),
-            batch_size=batch_size,
+            x=inputs,
+            batch_size=_size(inputs, batch_size),
             steps=steps,
             verbose=verbose,
-            callbacks=[_AtLeast(_least(steps))],
+            callbacks=[_AtLeast(least)],
         )
         # All values before the first is assigned: one may be refused.
         _assign(
@@ -215,17 +219,10 @@ def _inputs(data: Any) -> Any:
     return data
 
 
-def _least(steps: Any) -> int:
-    try:
-        batches = 1 if steps is None else operator.index(steps)
-    except TypeError:
-        batches = 0
-    if batches < 1:
-        raise ValueError(
-            "`steps` must be an integer >= 1, or `None`. "
-            f"Received: steps={steps!r}"
-        )
-    return batches
+def _size(inputs: Any, batch_size: int | None) -> int | None:
+    arrays = all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(inputs))
+    # Keras would make `steps` batches of all there are.
+    return _BATCH_SIZE if arrays and batch_size is None else batch_size
 
 
 class _AtLeast(keras.callbacks.Callback):

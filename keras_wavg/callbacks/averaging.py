@@ -138,7 +138,9 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         count epochs, at the end of every epoch.
 
         Raises:
-            ValueError: If there is no model, or if it holds the average.
+            ValueError: If there is no model, if it holds the average or is not
+                built by the time an average begins, or if another average of
+                its name took its place.
         """
         self._require_model()
         if self._is_in_model():
@@ -157,7 +159,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         Before the first update there is no average, and nothing happens.
 
         Raises:
-            ValueError: If there is no model.
+            ValueError: If there is no model, or if another average was put in
+                on top of this one.
         """
         self._put_in()
         self._make_ready()
@@ -190,7 +193,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             `None`.
 
         Raises:
-            ValueError: If there is no model.
+            ValueError: If there is no model, or if another average was put in
+                on top of this one.
         """
         put_in = self._put_in()
         try:
@@ -253,6 +257,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         if self._put_in_by_hook:
             self._put_in_by_hook = False
             self.restore()
+        if not self._in_fit:
+            complaints.leave_rivals(self)
 
     on_predict_begin = on_test_begin
     on_predict_end = on_test_end
@@ -270,8 +276,10 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         self._swap_in()
         self._make_ready()
         self._in_fit = False
-        if self._average() is None:
+        if self._average() is None and not self.skipped:
             complaints.warn_of_no_average(self, self._running)
+        self._running.end_fit()
+        complaints.leave_rivals(self)
 
     # The average and the model
 

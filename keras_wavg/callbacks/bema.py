@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import Include, Plan
+from keras_wavg.plan import Plan
 from keras_wavg.profile import Profile
 from keras_wavg.samples.bema import (
     Fading,
@@ -117,7 +118,7 @@ class BEMA(WeightAveraging):
         self._moving = fading(self.ema_power)
         self._correcting = fading(self.bias_power)
         plan = Plan(
-            name=arguments.name(name, "bema" if swap else "bema_riding"),
+            name=arguments.name(name, "bema", swap=swap),
             averages=functools.partial(
                 LagCorrected,
                 moving=self._moving,

@@ -57,6 +57,16 @@ def refuse_rivals(callback: Any) -> None:
         refuse_the_name(callback.name)
 
 
+def leave_rivals(callback: Any) -> None:
+    """Let a list of callbacks be used again.
+
+    Args:
+        callback: One that has ended its work.
+    """
+    averages = (callback.params or {}).get("averages", [])
+    averages[:] = [average for average in averages if average is not callback]
+
+
 def require_thread(callback: Any, thread: int) -> None:
     """Refuse hooks from another thread than the one that began."""
     if threading.get_ident() != thread:

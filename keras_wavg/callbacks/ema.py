@@ -1,14 +1,12 @@
 """Exponential moving average of the weights."""
 
-import functools
 import warnings
 from typing import Any
 
 from keras_wavg import arguments
-from keras_wavg.backend import averages_of
+from keras_wavg.arguments import Include
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import Include, Plan
-from keras_wavg.profile import Profile
+from keras_wavg.callbacks.scheduled import scheduled_plan
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import (
     BiasCorrected,
@@ -117,7 +115,9 @@ class EMA(WeightAveraging):
 
     Raises:
         ValueError: If an argument is out of its range, if both `decay` and
-            `half_life` are given, or if `include` matches no weight.
+            `half_life` are given, if `include` matches no weight, or if an
+            average that begins at the weights before training finds a model
+            that is not built.
 
     References:
         - [Polyak and Juditsky, 1992](https://doi.org/10.1137/0330046)
@@ -150,22 +150,12 @@ class EMA(WeightAveraging):
         self.start = arguments.integer("start", start, at_least=0)
         decays = WarmUpDecay if warmup else ConstantDecay
         schedules = BiasCorrected if bias_correction else FromInitial
-        schedule = schedules(decays(self.decay))
-        plan = Plan(
-            name=arguments.name(name, "ema" if swap else "ema_riding"),
-            averages=functools.partial(
-                averages_of,
-                schedule=schedule,
-                start=self.start,
-                device=arguments.device(device),
-            ),
-            sampling=EverySteps(self.every, self.start),
+        plan = scheduled_plan(
+            schedules(decays(self.decay)),
+            EverySteps(self.every, self.start),
+            name=arguments.name(name, "ema", swap=swap),
             include=arguments.include(include),
-            starts_from_initial=not bias_correction,
-            profile=functools.partial(
-                Profile.of_schedule, schedule, start=self.start
-            ),
-            counts_samples=False,
+            device=arguments.device(device),
             overwrite_every=arguments.integer_or_none(
                 "overwrite_every", overwrite_every, at_least=1
             ),
@@ -196,4 +186,5 @@ def _decay(decay: float, half_life: float | None) -> float:
             "Only one of `decay` and `half_life` can be given. Received: "
             f"decay={decay!r}, half_life={half_life!r}"
         )
-    return decay_from_half_life(arguments.positive("half_life", half_life))
+    steps = arguments.positive("half_life", half_life)
+    return arguments.decay(decay_from_half_life(steps))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy
 
 from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.batchnorm import Measurement
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import Include, Plan, nothing
+from keras_wavg.plan import Plan, nothing
 from keras_wavg.profile import Profile
 from keras_wavg.sampling import EveryEpochs, EverySteps, Sampling
 from keras_wavg.shadow import averaged_variables
@@ -54,11 +55,8 @@ class EpochAveraging(WeightAveraging, abc.ABC):
         )
         self.bn_data = arguments.repeatable("bn_data", bn_data)
         self._measurement: Measurement | None = None
-        own_name = type(self).__name__.lower()
         plan = Plan(
-            name=arguments.name(
-                name, own_name if swap else f"{own_name}_riding"
-            ),
+            name=arguments.name(name, type(self).__name__.lower(), swap=swap),
             averages=averages,
             sampling=self._sampling(),
             include=arguments.include(include),
@@ -77,10 +75,11 @@ class EpochAveraging(WeightAveraging, abc.ABC):
         """The averaged weights, with measured statistics if `bn_data` is given.
 
         Returns:
-            See `EMA`.
+            See `EMA.get_weights`.
 
         Raises:
-            ValueError: If there is no average yet.
+            ValueError: If there is no average yet, or, with `bn_data`, if
+                another average was put in on top of this one.
         """
         if self.bn_data is not None:
             with self.applied():

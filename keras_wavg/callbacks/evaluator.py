@@ -57,13 +57,12 @@ class AverageEvaluator(keras.callbacks.Callback):
     Example:
 
     >>> import keras, numpy, keras_wavg
-    >>> from keras_wavg.callbacks.evaluator import AverageEvaluator
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
     >>> x, y = numpy.ones((64, 2)), numpy.ones((64, 1))
     >>> ema = keras_wavg.EMA(0.9)
     >>> slow = keras_wavg.EMA(0.99, swap=False, name="slow")
-    >>> evaluator = AverageEvaluator(x, y, averages=[ema, slow])
+    >>> evaluator = keras_wavg.AverageEvaluator(x, y, averages=[ema, slow])
     >>> history = model.fit(
     ...     x, y, epochs=2, verbose=0, callbacks=[ema, slow, evaluator]
     ... )
@@ -118,6 +117,8 @@ class AverageEvaluator(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Refuse an average that nobody updates."""
+        if self.params is None:
+            return
         riding = self.params.get("averages", [])
         missing = [a for a in self.averages if not any(a is r for r in riding)]
         if missing:
@@ -137,6 +138,11 @@ class AverageEvaluator(keras.callbacks.Callback):
             self._keys = list(results)
         if logs is not None:
             logs.update(results)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Let the list of callbacks be used again."""
+        names = (self.params or {}).get("evaluators", [])
+        names[:] = [name for name in names if name != self.name]
 
     def _results(self, epoch: int) -> dict[str, Any]:
         # Their own turn comes later. To be told twice makes no difference, but
@@ -171,7 +177,7 @@ class AverageEvaluator(keras.callbacks.Callback):
 
     def _refuse_a_namesake(self) -> None:
         # Keras gives all callbacks of a list the same dict.
-        names = self.params.setdefault("evaluators", [])
+        names = (self.params or {}).setdefault("evaluators", [])
         if self.name in names:
             raise ValueError(
                 "Several evaluators of one `fit` must have different names, "

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.ensemble import mean_prediction, weights_given_back
-from keras_wavg.plan import Include, Plan, nothing
+from keras_wavg.plan import Plan, nothing
 from keras_wavg.samples.members import MemberFiles, Members, members_keep
 from keras_wavg.sampling import EverySteps
 
@@ -118,7 +119,7 @@ class FGE(WeightAveraging):
             FileNotFoundError: If its file is gone.
         """
         shadow = self._required_average()
-        if not 0 <= index < shadow.steps:
+        if index not in range(shadow.steps):
             raise ValueError(
                 f"`index` must be in the range [0, {shadow.steps}), there are "
                 f"{shadow.steps} members. Received: index={index!r}"
@@ -144,7 +145,8 @@ class FGE(WeightAveraging):
             NumPy array(s), as `model.predict` returns.
 
         Raises:
-            ValueError: If there is no member yet.
+            ValueError: If there is no member yet, or if `x` is an iterator.
+            FileNotFoundError: If the file of a member is gone.
         """
         self._required_average()
         members = [self.member(index) for index in range(self.members)]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.callbacks.epochs import EpochAveraging
-from keras_wavg.plan import Include
 from keras_wavg.profile import Profile
 from keras_wavg.samples.window import Window, window_keeps
 

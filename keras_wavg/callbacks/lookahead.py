@@ -1,12 +1,9 @@
 """Lookahead: slow weights that follow the trained ones, and lead them back."""
 
-import functools
-
 from keras_wavg import arguments
-from keras_wavg.backend import averages_of
+from keras_wavg.arguments import Include
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import Include, Plan
-from keras_wavg.profile import Profile
+from keras_wavg.callbacks.scheduled import scheduled_plan
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import ConstantDecay, FromInitial
 
@@ -42,7 +39,7 @@ class Lookahead(WeightAveraging):
 
     Raises:
         ValueError: If an argument is out of its range, or if `include` matches
-            no weight.
+            no weight, or if the model is not built when training begins.
 
     References:
         [Zhang et al., 2019](https://arxiv.org/abs/1907.08610), algorithm 1
@@ -60,20 +57,11 @@ class Lookahead(WeightAveraging):
         self.every = arguments.integer("every", every, at_least=1)
         self.alpha = arguments.share("alpha", alpha)
         decay = (1 - self.alpha) ** (1 / self.every)
-        schedule = FromInitial(ConstantDecay(decay))
-        plan = Plan(
-            name=arguments.name(name, "lookahead"),
-            averages=functools.partial(
-                averages_of,
-                schedule=schedule,
-                start=0,
-                device=None,
-            ),
-            sampling=EverySteps(self.every),
+        plan = scheduled_plan(
+            FromInitial(ConstantDecay(decay)),
+            EverySteps(self.every),
+            name=arguments.name(name, "lookahead", swap=swap),
             include=arguments.include(include),
-            starts_from_initial=True,
-            profile=functools.partial(Profile.of_schedule, schedule),
-            counts_samples=False,
             overwrite_every=self.every,
         )
         super().__init__(plan, swap=swap)

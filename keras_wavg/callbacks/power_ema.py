@@ -3,17 +3,18 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.backend.several import Several, several_keep
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.ensemble import weights_given_back
-from keras_wavg.plan import Include, Plan
+from keras_wavg.plan import Plan
 from keras_wavg.profile import Profile, exponent_from_sigma_rel
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import Power
@@ -37,8 +38,8 @@ class PowerEMA(WeightAveraging):
     Args:
         sigma_rel: Float or sequence of floats in (0, 1 / sqrt(12)], the widths.
             The first is the average that is in the model for validation, and of
-            which `get_weights` and `save_weights` speak. Defaults to
-            `(0.05, 0.1)`.
+            which `get_weights` and `save_weights` speak by default. Defaults
+            to `(0.05, 0.1)`.
         every: See `EMA`. Defaults to `1`.
         snapshots: Folder, made if it is missing, for a `.weights.h5` of each
             average at the end of an epoch, named
@@ -92,9 +93,7 @@ class PowerEMA(WeightAveraging):
         schedules = [Power(exponent_from_sigma_rel(s)) for s in self.sigma_rel]
         self._schedules = schedules
         plan = Plan(
-            name=arguments.name(
-                name, "power_ema" if swap else "power_ema_riding"
-            ),
+            name=arguments.name(name, "power_ema", swap=swap),
             averages=functools.partial(
                 Several,
                 schedules=schedules,
@@ -129,7 +128,7 @@ class PowerEMA(WeightAveraging):
     def get_weights(
         self, sigma_rel: float | None = None
     ) -> list[numpy.ndarray]:
-        """The weights of an average, see `EMA`.
+        """The weights of an average, see `EMA.get_weights`.
 
         Args:
             sigma_rel: Float, which of the averages. Defaults to the first.
@@ -149,7 +148,7 @@ class PowerEMA(WeightAveraging):
         filepath: str | os.PathLike[str],
         sigma_rel: float | None = None,
     ) -> None:
-        """Save the weights of an average, and nothing else, see `EMA`.
+        """Save the weights of an average alone, see `EMA.save_weights`.
 
         Args:
             filepath: String or `pathlib.Path` that ends in `.weights.h5`.
@@ -179,7 +178,8 @@ class PowerEMA(WeightAveraging):
             `None`.
 
         Raises:
-            ValueError: If there is no model, or no average of that width.
+            ValueError: If there is no model, no average of that width, or, for
+                any but the first width, no average yet.
         """
         index = self._index(sigma_rel)
         if not index:
@@ -192,7 +192,11 @@ class PowerEMA(WeightAveraging):
             yield
 
     def contexts(self) -> dict[str, Callable[[], Any]]:
-        """The averages, by the name and, if there are several, the width."""
+        """The averages, by the name and, if there are several, the width.
+
+        Returns:
+            See `EMA.contexts`.
+        """
         if len(self.sigma_rel) == 1:
             return super().contexts()
         return {
@@ -226,8 +230,8 @@ class PowerEMA(WeightAveraging):
 
 
 def _widths(sigma_rel: float | Sequence[float]) -> tuple[float, ...]:
-    many: Any = sigma_rel
-    many = [many] if arguments.is_number(many) else list(many)
+    many: Any = [sigma_rel] if arguments.is_number(sigma_rel) else sigma_rel
+    many = list(many) if isinstance(many, Iterable) else []
     if not many or len(set(many)) < len(many):
         raise ValueError(
             "`sigma_rel` must be one or several different widths. Received: "

@@ -4,9 +4,9 @@ import functools
 from typing import Any
 
 from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.backend import averages_of
 from keras_wavg.callbacks.epochs import EpochAveraging
-from keras_wavg.plan import Include
 from keras_wavg.schedules import Uniform
 
 

@@ -2,16 +2,15 @@
 
 import contextlib
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy
 
 from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.callbacks.epochs import EpochAveraging
 from keras_wavg.ensemble import mean_prediction, weights_given_back
-from keras_wavg.plan import Include
 from keras_wavg.samples.gaussian import Gaussian, gaussian_keeps
 
 
@@ -123,11 +122,7 @@ class SWAG(EpochAveraging):
         """
         shadow = self._required_average()
         self._require_samples(shadow.steps)
-        if not arguments.is_number(scale) or not 0 <= scale < math.inf:
-            raise ValueError(
-                "`scale` must be a number of at least 0. Received: "
-                f"scale={scale!r}"
-            )
+        arguments.number("scale", scale, at_least=0)
         with weights_given_back(self.model):
             shadow.put_in(shadow.averages.sample(scale, seed))
             if self.bn_data is not None:
@@ -164,7 +159,8 @@ class SWAG(EpochAveraging):
             NumPy array(s), as `model.predict` returns.
 
         Raises:
-            ValueError: See `sample`, or if `samples` is not positive.
+            ValueError: See `sample`, if `samples` is not positive, or if `x` is
+                an iterator.
         """
         count = arguments.integer("samples", samples, at_least=1)
         seeds = numpy.random.SeedSequence(seed).spawn(count)

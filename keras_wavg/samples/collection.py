@@ -93,15 +93,20 @@ def host_copies(variables: Sequence[Any]) -> Arrays:
     return owned([variable.value for variable in variables])
 
 
+def numbers(name: str, count: int) -> list[str]:
+    """So many names, counted from 0 on."""
+    return [f"{name}_{i}" for i in range(count)]
+
+
 def numbered(name: str, lists: Sequence[Arrays]) -> dict[str, Arrays]:
-    """Lists of arrays by names that count them from 0 on."""
-    return {f"{name}_{i}": arrays for i, arrays in enumerate(lists)}
+    """Lists of arrays by names that count them."""
+    return dict(zip(numbers(name, len(lists)), lists, strict=True))
 
 
 def in_order(name: str, kept: Mapping[str, Arrays]) -> list[Arrays]:
     """Copies of the lists that `numbered` gave such names."""
     count = sum(key.startswith(f"{name}_") for key in kept)
-    return [owned(kept[f"{name}_{i}"]) for i in range(count)]
+    return [owned(kept[key]) for key in numbers(name, count)]
 
 
 def owned(arrays: Sequence[Any]) -> Arrays:

@@ -12,6 +12,7 @@ from keras_wavg.samples.collection import (
     Collection,
     in_order,
     numbered,
+    numbers,
     owned,
 )
 
@@ -96,5 +97,5 @@ class Gaussian(Collection):
 
 def gaussian_keeps(rank: int, samples: int) -> Sequence[str]:
     """The names of what a Gaussian of that rank keeps after so many samples."""
-    deviations = [f"deviation_{i}" for i in range(min(rank, samples))]
+    deviations = numbers("deviation", min(rank, samples))
     return ["squares", *deviations] if samples else []

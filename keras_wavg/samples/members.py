@@ -10,6 +10,7 @@ from keras_wavg.samples.collection import (
     Collection,
     in_order,
     numbered,
+    numbers,
 )
 from keras_wavg.saveable import load_weights_alone, save_weights_alone
 
@@ -82,4 +83,4 @@ class MemberFiles(Collection):
 
 def members_keep(samples: int) -> Sequence[str]:
     """The names of what is kept of so many members in memory."""
-    return [f"member_{i}" for i in range(samples)]
+    return numbers("member", samples)

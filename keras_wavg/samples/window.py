@@ -11,6 +11,7 @@ from keras_wavg.samples.collection import (
     Collection,
     in_order,
     numbered,
+    numbers,
 )
 
 
@@ -52,4 +53,4 @@ def _mean(arrays: Sequence[numpy.ndarray]) -> numpy.ndarray:
 
 def window_keeps(size: int, samples: int) -> Sequence[str]:
     """The names of what a window of that size keeps after so many samples."""
-    return [f"sample_{i}" for i in range(min(size, samples))]
+    return numbers("sample", min(size, samples))
