@@ -426,6 +426,10 @@ BAD = {
     "bad suffix": ({"output": "mean.h5"}, "must end in '.weights.h5'"),
     "other count": ({"weights": [1]}, "1 numbers for 2 checkpoints"),
     "sum of zero": ({"weights": [1, -1]}, "sum that is not zero"),
+    "sum beyond float64": (
+        {"weights": [1e308, 9e307]},
+        "`weights` must have a finite sum",
+    ),
     "all zero": (
         {"weights": [0, 0], "normalize": False},
         "must not all be zero",
@@ -470,6 +474,39 @@ def test_an_input_is_never_overwritten(tmp_path):
     for output in (paths[0], tmp_path / "link.weights.h5"):
         with pytest.raises(ValueError, match="must not be one of"):
             average_checkpoints(paths, output, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["run", "link"])
+def test_an_input_is_never_replaced_by_a_shard(name, tmp_path):
+    content = {"vars/0": numpy.ones(3)}
+    (tmp_path / "elsewhere").mkdir()
+    paths = [
+        weights_files.write(
+            tmp_path / "elsewhere" / f"run_0000{number}.weights.h5", content
+        )
+        for number in range(2)
+    ]
+    before = [path.read_bytes() for path in paths]
+    (tmp_path / "link.weights.json").symlink_to("elsewhere/run.weights.json")
+    outputs = {
+        "run": tmp_path / "elsewhere" / "run.weights.json",
+        "link": tmp_path / "link.weights.json",
+    }
+    with pytest.raises(ValueError, match=r"nor have a shard.*run_0000\d"):
+        average_checkpoints(paths, outputs[name], overwrite=True)
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_a_shard_where_a_link_leads_to_is_overwritten_only_if_asked(tmp_path):
+    (path,) = files(tmp_path, {"vars/0": numpy.ones(3)})
+    (tmp_path / "elsewhere").mkdir()
+    output = tmp_path / "link.weights.json"
+    output.symlink_to("elsewhere/run.weights.json")
+    (tmp_path / "elsewhere" / "run_00000.weights.h5").touch()
+    with pytest.raises(FileExistsError, match="run_00000"):
+        average_checkpoints([path], output)
+    average_checkpoints([path], output, overwrite=True)
+    assert inspect_checkpoint(tmp_path / "elsewhere" / "run.weights.json")
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):

@@ -73,7 +73,16 @@ def test_an_average_that_was_changed_afterwards_is_found_out(paths, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"sources": 1}', '{"sources": [{}]}', "null"]
+    "text",
+    [
+        "{",
+        "[]",
+        '{"sources": 1}',
+        '{"sources": [{}]}',
+        '{"sources": []}',
+        '{"sources": [], "checksum": ' + "[" * 10**5,
+        "null",
+    ],
 )
 def test_provenance_of_another_make_is_not_believed(text, paths):
     with h5py.File(paths[0], "a") as file:

@@ -137,6 +137,25 @@ def test_a_pattern_chooses_among_files_and_fields(tmp_path):
     assert names(selection) == ["a-2-0.8-7.keras"]
 
 
+@pytest.mark.parametrize("metric", ["val_top-5", "val.loss", "", "1st"])
+def test_a_metric_in_a_pattern_may_have_any_name(metric, tmp_path):
+    touch(tmp_path, "1-0.900.keras", "2-0.500.keras", "final.keras")
+    pattern = f"{{epoch}}-{{{metric}:.3f}}.keras"
+    options = {"metric": metric, "mode": "max", "pattern": pattern}
+    selection = select_checkpoints(tmp_path, best=1, **options)
+    assert names(selection) == ["1-0.900.keras"]
+    left_out = selection.left_out[tmp_path / "final.keras"]
+    assert left_out == "its name is not as `pattern` says"
+
+
+def test_a_field_that_comes_twice_has_one_value(tmp_path):
+    touch(tmp_path, "1-1.keras", "1-2.keras")
+    selection = select_checkpoints(
+        tmp_path, last=1, pattern="{epoch}-{epoch}.keras"
+    )
+    assert names(selection) == ["1-1.keras"]
+
+
 def test_a_selection_says_what_it_chose(tmp_path):
     touch(tmp_path, "1-0.9.keras", "2-0.5.keras", "final.keras")
     text = str(select_checkpoints(tmp_path, best=1))

@@ -211,6 +211,25 @@ def test_a_bad_argument_is_refused(name, tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == paths
 
 
+def test_a_soup_of_shards_replaces_no_checkpoint(tmp_path):
+    model, paths, *_ = trained(tmp_path)
+    paths = [
+        path.rename(tmp_path / f"run_0000{number}.weights.h5")
+        for number, path in enumerate(paths)
+    ]
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(ValueError, match="nor have a shard"):
+        greedy_soup(
+            paths,
+            pytest.fail,
+            tmp_path / "run.weights.json",
+            model=model,
+            bn_data=data(1)[0],
+            overwrite=True,
+        )
+    assert [path.read_bytes() for path in paths] == before
+
+
 def test_a_model_without_normalization_needs_no_data(tmp_path):
     model = compiled(models.dense())
     path = tmp_path / "0.weights.h5"

@@ -1,14 +1,16 @@
 """Snapshots of a training make the average of any horizon afterwards."""
 
+import h5py
 import keras
 import models
 import numpy
 import pytest
+import weights_files
 from models import BATCH, clock, compiled, data
 
 from keras_wavg import EMA, PowerEMA, Profile, sweep, synthesize
 from keras_wavg.files.solution import solve
-from keras_wavg.files.synthesis import profile_in
+from keras_wavg.files.synthesis import _profiles_in, profile_in
 
 STEPS = 600
 EPOCHS = 30  # of 20 steps: snapshots are 20 times as sparse as steps
@@ -99,6 +101,24 @@ def test_raw_checkpoints_make_an_average_too(tmp_path):
         made.get_weights(), ema.get_weights(), strict=True
     ):
         assert got == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_sample_stands_for_the_steps_around_its_own_time(tmp_path):
+    paths = [
+        with_profile(tmp_path / f"{steps}.weights.h5", [time], steps)
+        for time, steps in ((10, 15), (25, 30))
+    ]
+    one, two = (profile.times.tolist() for profile in _profiles_in(paths))
+    assert (one, two) == ([0.0, 17.5], [17.5, 25.0])
+
+
+def with_profile(path, times, steps):
+    """A file with the mean of samples taken at some times."""
+    weights_files.write(path, {"vars/0": numpy.ones(2)})
+    with h5py.File(path, "a") as file:
+        text = Profile.mean(times, steps).to_json()
+        file.attrs["keras_wavg_profile"] = text
+    return path
 
 
 def test_snapshots_carry_their_profiles_and_load_in_a_plain_model(run):

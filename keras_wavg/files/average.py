@@ -10,10 +10,11 @@ import numpy
 from keras_wavg import atomic
 from keras_wavg.files.checkpoint import Opener, suffix_of
 from keras_wavg.files.checksum import checksum, digest
-from keras_wavg.files.coefficients import factors
+from keras_wavg.files.factors import factors
 from keras_wavg.files.output import Output
 from keras_wavg.files.plan import FilePlan, make_plan
 from keras_wavg.files.report import AverageReport, SourceReport
+from keras_wavg.files.shards import shards_beside
 from keras_wavg.files.streaming import Block, Progress, for_each
 from keras_wavg.files.summing import Summing
 
@@ -131,7 +132,8 @@ def execute(
         Output(written, plan.structure, like, shard_size) as made,
     ):
         for name in made.names:
-            refuse_output(output.with_name(name), overwrite=overwrite)
+            # Where a link leads to, its shards are written, too.
+            refuse_output(output.resolve().with_name(name), overwrite=overwrite)
         summing = Summing(plan, made, strict=strict)
         for_each(summing.work, summing.arrays, _of_all(plan, progress))
         _carry(plan, made)
@@ -228,14 +230,9 @@ def archive_like(plan: FilePlan, output: Path) -> Path | None:
     """The `.keras` file whose config a `.keras` output takes, if there is one.
 
     Raises:
-        ValueError: If it needs one, or if the output is one of the checkpoints.
+        ValueError: If it needs one, or if a checkpoint would be replaced.
     """
-    for checkpoint in plan.checkpoints:
-        if checkpoint.is_at(output):
-            raise ValueError(
-                "`output` must not be one of the checkpoints that are "
-                f"averaged. Received: output='{output}'"
-            )
+    _refuse_input(plan, output)
     archives = [
         checkpoint.path
         for checkpoint in plan.checkpoints
@@ -247,7 +244,20 @@ def archive_like(plan: FilePlan, output: Path) -> Path | None:
             f"one has. Received: output='{output}' and no `.keras` among "
             "`paths`. Write a `.weights.h5`, or add one with weight 0."
         )
-    return archives[-1] if archives else None
+    return archives[-1] if output.name.endswith(".keras") else None
+
+
+def _refuse_input(plan: FilePlan, output: Path) -> None:
+    """Refuse an output that would replace a checkpoint, as a shard may."""
+    target = output.resolve()
+    for path in (target, *shards_beside(target)):
+        if any(checkpoint.is_at(path) for checkpoint in plan.checkpoints):
+            raise ValueError(
+                "`output` must not be one of the checkpoints that are "
+                "averaged, nor have a shard of the name of one. Received: "
+                f"output='{output}', which would replace '{path}'. Choose "
+                "another name."
+            )
 
 
 def _check_same(plan: FilePlan, like: Path) -> None:

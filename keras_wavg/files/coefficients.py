@@ -5,9 +5,7 @@ Each function gives a list of floats that sum to one, for `weights` of
 """
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from keras_wavg import arguments
@@ -44,7 +42,9 @@ def uniform(count: int) -> list[float]:
 
 
 def ascending(count: int) -> list[float]:
-    """In proportion to the age of training: the WMA of PMA.
+    """In proportion to its place, so that the latest counts most.
+
+    The WMA of PMA (averages of checkpoints of a pre-training).
 
     Args:
         count: Positive integer, how many checkpoints there are.
@@ -85,6 +85,11 @@ def ema(count: int, decay: float) -> list[float]:
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    References:
+        - [Li et al., 2025](https://arxiv.org/abs/2505.12082)
+        - [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), section 3,
+          for the correction
     """
     fading = arguments.share("decay", decay)
     return _normalized([fading**age for age in reversed(range(_count(count)))])
@@ -125,64 +130,6 @@ def decay_emulation(count: int, shape: str = "linear") -> list[float]:
     size = _count(count)
     rates = [DECAYS[shape](k / size) for k in range(size)] + [0.0]
     return _normalized([rates[k] - rates[k + 1] for k in range(size)])
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The numbers in `sum(multiplier * weights) / divisor`.
-
-    Equal weights are ones, so that the mean of copies is exact.
-    """
-
-    multipliers: Sequence[float]
-    divisor: float
-
-    @property
-    def coefficients(self) -> list[float]:
-        """How much each counts."""
-        return [multiplier / self.divisor for multiplier in self.multipliers]
-
-
-def factors(weights: Any, count: int, *, normalize: bool) -> Factors:
-    """The weights that a user gave, checked.
-
-    Args:
-        weights: Sequence of floats, or `None` for equal ones.
-        count: Integer, how many there must be.
-        normalize: Boolean, whether they are divided by their sum.
-
-    Returns:
-        `Factors`.
-
-    Raises:
-        ValueError: If they are not as many finite numbers, or sum to zero.
-    """
-    given = [1.0] * count if weights is None else list(weights)
-    if len(given) != count:
-        raise ValueError(
-            "`weights` must have one number for each checkpoint. Received: "
-            f"{len(given)} numbers for {count} checkpoints"
-        )
-    if not all(isinstance(w, numbers.Real) and math.isfinite(w) for w in given):
-        raise ValueError(
-            f"`weights` must be finite numbers. Received: weights={given}"
-        )
-    if not any(given):
-        raise ValueError(
-            f"`weights` must not all be zero. Received: weights={given}"
-        )
-    given = [float(weight) for weight in given]
-    if not normalize:
-        return Factors(given, 1.0)
-    if len(set(given)) == 1:
-        return Factors([1.0] * count, float(count))
-    total = math.fsum(given)
-    if not total or not math.isfinite(total):
-        raise ValueError(
-            "`weights` must have a finite sum that is not zero. Received: "
-            f"weights={given}. Pass `normalize=False` to use them as they are."
-        )
-    return Factors(given, total)
 
 
 def _count(count: Any) -> int:

@@ -120,14 +120,17 @@ def _provenance(text: str | None) -> dict[str, Any] | None:
     """What an attribute says, if it is of our making."""
     try:
         kept = json.loads(text or "null")
-        sources = [
-            {
-                "path": printable(str(source["path"])),
-                "coefficient": float(source["coefficient"]),
-                "checksum": printable(str(source["checksum"])),
-            }
-            for source in kept["sources"]
-        ]
+        return {
+            "sources": [
+                {
+                    "path": printable(str(source["path"])),
+                    "coefficient": float(source["coefficient"]),
+                    "checksum": printable(str(source["checksum"])),
+                }
+                for source in kept["sources"]
+            ],
+            "checksum": printable(str(kept["checksum"])),
+        }
     except (
         ValueError,
         TypeError,
@@ -136,7 +139,6 @@ def _provenance(text: str | None) -> dict[str, Any] | None:
         RecursionError,
     ):
         return None
-    return {"sources": sources, "checksum": kept.get("checksum")}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from keras_wavg.files.checkpoint import Checkpoint, part_of
-from keras_wavg.files.coefficients import Factors
 from keras_wavg.files.comparison import are_renamed, listed, mismatches
+from keras_wavg.files.factors import Factors
 from keras_wavg.files.hdf5.structure import Array, Structure
 from keras_wavg.files.numbers import FLOATS
 

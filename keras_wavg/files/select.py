@@ -90,8 +90,9 @@ def select_checkpoints(
         last: Positive integer, how many of the latest to choose.
         best: Positive integer, how many of the best to choose instead. Of two
             as good, the later one is the better.
-        metric: String, the name of the metric that says how good. Defaults to
-            `"val_loss"`.
+        metric: String, the name of the metric that says how good. The default
+            names do not say of what metric their number is: it counts as
+            this one. Pass `pattern` to be sure. Defaults to `"val_loss"`.
         mode: `"min"`, `"max"`, or `"auto"`: the higher the better if the name
             of the metric says accuracy, AUC, F1, precision or recall. Defaults
             to `"auto"`.
@@ -190,11 +191,16 @@ def _candidates(
     scores: Mapping[int, float] | None,
 ) -> tuple[list[Candidate], dict[Path, str]]:
     naming = _Naming(pattern, metric)
+    unread = (
+        "its name has no epoch"
+        if pattern is None
+        else "its name is not as `pattern` says"
+    )
     found, left_out = [], {}
     for path in checkpoints_in(folder):
         read = naming.read(path.name)
         if read is None:
-            left_out[path] = "its name has no epoch"
+            left_out[path] = unread
             continue
         epoch, named = read
         score = named if scores is None else scores.get(epoch)
@@ -229,8 +235,9 @@ class _Naming:
         match = self._pattern.fullmatch(name)
         if match is None:
             return None
-        score = match.groupdict().get(self._metric)
-        return int(match["epoch"]), None if score is None else float(score)
+        score = match.groupdict().get(_group(self._metric))
+        epoch = int(match[_group("epoch")])
+        return epoch, None if score is None else float(score)
 
 
 def _read_by_default(name: str) -> tuple[int, float | None] | None:
@@ -247,11 +254,14 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     expression, fields = "", set()
     for literal, field, _, _ in string.Formatter().parse(Path(pattern).name):
         expression += re.escape(literal)
+        if field is None:
+            continue
+        group = _group(field)
         if field in fields:
-            expression += f"(?P={field})"
-        elif field is not None:
+            expression += f"(?P={group})"
+        else:
             number = r"\d+" if field == "epoch" else _NUMBER
-            expression += f"(?P<{field}>{number})"
+            expression += f"(?P<{group}>{number})"
             fields.add(field)
     if "epoch" not in fields:
         raise ValueError(
@@ -259,6 +269,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             f"pattern={pattern!r}"
         )
     return re.compile(expression)
+
+
+def _group(field: str) -> str:
+    """The name of a field among the groups, whatever characters it has."""
+    return f"f{field.encode().hex()}"
 
 
 def _logged(path: Path, metric: str) -> dict[int, float]:

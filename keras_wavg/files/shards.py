@@ -51,6 +51,14 @@ def shard_name(index: Path, number: int) -> str:
     return f"{_base(index)}_{number:05}.weights.h5"
 
 
+def shards_beside(index: Path) -> list[Path]:
+    """The files that are named as shards of an index, if it is one."""
+    if not index.name.endswith(".weights.json"):
+        return []
+    folder = index.parent.iterdir()
+    return [path for path in folder if _is_shard(index, path.name)]
+
+
 def write_index(
     path: Path, shards: Mapping[str, Sequence[str]], total_size: int
 ) -> None:

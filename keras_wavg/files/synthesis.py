@@ -259,12 +259,12 @@ def _profiles_in(paths: Sequence[Path]) -> list[Profile]:
     Raw weights stand for the steps that they are nearest to.
     """
     profiles = [profile_in(path) for path in paths]
-    raw = sorted({p.steps for p in profiles if len(p.times) == 1})
+    raw = sorted({float(p.times[0]) for p in profiles if len(p.times) == 1})
     middles = [(a + b) / 2 for a, b in itertools.pairwise(raw)]
     edges = [0.0, *middles, *raw[-1:]]
     nearest = dict(zip(raw, itertools.pairwise(edges), strict=True))
     return [
-        Profile(numpy.array(nearest[p.steps]), _ONE, p.steps)
+        Profile(numpy.array(nearest[float(p.times[0])]), _ONE, p.steps)
         if len(p.times) == 1
         else p
         for p in profiles

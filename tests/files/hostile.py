@@ -388,6 +388,17 @@ def empty_texts(at, group):
     return kept + header(group + attribute("name", at)), len(kept)
 
 
+def many_rows(at, group):
+    """A group of the newer kind whose links are in a heap of 65535 rows."""
+    heap = bytearray(struct.pack("<4sB2H", b"FRHP", 0, 7, 0).ljust(146, b"\0"))
+    put(heap, 110, 4, layout="H")
+    put(heap, 112, 512, UNDEFINED)
+    put(heap, 128, 32, layout="H")
+    put(heap, 140, 65535, layout="H")
+    heap += bytes(-len(heap) % 8)
+    return heap + header(message(2, struct.pack("<2B2Q", 0, 0, at, at))), 152
+
+
 def empty_messages(at, group):
     return header(bytes(1 << 24) + group), 0
 
@@ -762,6 +773,7 @@ WEIGHTS = {
     "texts of 2**60 bytes": (at_each(b"GCOL", 8, 2**60), BOUNDS),
     "text of 2**60 bytes": (at_each(b"GCOL", 24, 2**60), "."),
     "texts that are missing": (at_each(b"GCOL", 0, 0), "is missing"),
+    "links in 65535 rows": (grafted(many_rows), "too many members"),
     "root elsewhere": (
         patched(lambda data: put(data, ROOT, 2**63)),
         BOUNDS,

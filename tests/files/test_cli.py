@@ -98,6 +98,17 @@ def test_machines_get_json(folder):
     assert found["distances"]["layers/dense/vars/0"]["largest"] == 1
 
 
+def test_a_checksum_of_lists_in_lists_is_shown_as_text(folder):
+    path = min(folder.iterdir())
+    checksum = "[" * 600 + "]" * 600
+    with h5py.File(path, "a") as file:
+        text = f'{{"sources": [], "checksum": {checksum}}}'
+        file.attrs["keras_wavg"] = text
+    result = run("inspect", path, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["provenance"]["checksum"] == checksum
+
+
 def test_inspect_shows_variables_and_provenance(folder):
     paths = sorted(folder.iterdir())
     output = folder / "mean.weights.h5"

@@ -11,6 +11,7 @@ from keras_wavg.files.hdf5.window import UNDEFINED, Window
 
 _LINK_NAMES = 5  # the type of a tree that finds links by the hash of a name
 _RECORD, _HASH, _ID = 11, 4, 7  # bytes
+_MOST = 64  # columns, and rows, each of which doubles the size of a block
 
 
 def link_messages(window: Window, heap: int, tree: int) -> Iterator[bytes]:
@@ -62,8 +63,10 @@ def _heap(window: Window, address: int) -> _Heap:
         window.refuse("the links of a group are not as Keras writes them")
     if not rows:
         return _Heap(window, [_block(window, root, 0, first)])
+    if not first or max(width, rows) > _MOST:
+        window.refuse("a group has too many members")
     sizes = [first * 2 ** max(0, row - 1) for row in range(rows)]
-    if not first or width > 64 or sizes[-1] > largest:  # noqa: PLR2004
+    if sizes[-1] > largest:
         window.refuse("a group has too many members")
     signature, _, _, start = window.unpack("<4sBQI", root)
     if signature != b"FHIB" or start:
