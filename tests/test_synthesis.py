@@ -211,3 +211,19 @@ def test_a_sweep_scores_each_width(run, tmp_path):
         pytest.raises(ValueError, match="able to make one of the widths"),
     ):
         sweep(sorted(folder.iterdir()), [0.001], score, tmp_path)
+
+
+def test_a_sweep_refuses_a_file_that_exists_before_it_scores_any(run, tmp_path):
+    snapshots = sorted(run[0].iterdir())
+    there = tmp_path / "sigma_0.15.weights.h5"
+    there.touch()
+    with pytest.raises(FileExistsError, match=r"sigma_0\.15"):
+        sweep(snapshots, [0.05, 0.15], pytest.fail, tmp_path)
+    assert list(tmp_path.iterdir()) == [there]
+
+
+def test_widths_of_a_sweep_have_files_of_their_own(run, tmp_path):
+    snapshots = sorted(run[0].iterdir())
+    with pytest.raises(ValueError, match="differ in their first six digits"):
+        sweep(snapshots, [0.1, 0.1 + 1e-9], pytest.fail, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """The command `keras-wavg`: saved weights averaged, inspected and compared.
 
 Exit codes: 0 done (`diff`: the weights are the same); 1 `diff` found that they
-are not; 2 wrong usage; 3 a file cannot be read, averaged or written.
+are not; 2 wrong usage; 3 all else that is refused: a value, a file.
 """
 
 import typer
@@ -13,7 +13,7 @@ from keras_wavg.cli.synthesize import synthesize
 app = typer.Typer(
     help="Average saved Keras weights, without Keras.",
     epilog="Exit codes: 0 done (diff: same weights), 1 diff: other weights, "
-    "2 wrong usage, 3 a file cannot be read, averaged or written.",
+    "2 wrong usage, 3 all else that is refused: a value, a file.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from keras_wavg.cli.terminal import Json, progress_bar, readable_errors
+from keras_wavg.cli.terminal import (
+    Json,
+    progress_bar,
+    readable_errors,
+    to_json,
+)
 from keras_wavg.files import coefficients
 from keras_wavg.files.average import (
     average_checkpoints,
@@ -44,14 +49,17 @@ def average(
         bool, typer.Option(help="Divide weights by their sum.")
     ] = True,
     last: Annotated[
-        int | None, typer.Option(help="Of a folder: how many of the latest.")
+        int | None,
+        typer.Option(min=1, help="Of a folder: how many of the latest."),
     ] = None,
     best: Annotated[
-        int | None, typer.Option(help="Of a folder: how many of the best.")
+        int | None,
+        typer.Option(min=1, help="Of a folder: how many of the best."),
     ] = None,
     metric: Annotated[str, typer.Option(help="By which metric.")] = "val_loss",
     mode: Annotated[
-        str, typer.Option(help="auto, min or max: which values are good.")
+        Literal["auto", "min", "max"],
+        typer.Option(help="Which values are good."),
     ] = "auto",
     until: Annotated[
         int | None, typer.Option(help="The latest epoch that counts.")
@@ -72,7 +80,8 @@ def average(
         ),
     ] = True,
     optimizer: Annotated[
-        str, typer.Option(help="drop, or last: take over its state.")
+        Literal["drop", "last"],
+        typer.Option(help="last: take over its state."),
     ] = "drop",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
@@ -110,21 +119,25 @@ def average(
                 report = average_checkpoints(
                     chosen, output, progress=progress, **options
                 )
-        typer.echo(report.to_json() if as_json else str(report))
+        typer.echo(to_json(report) if as_json else str(report))
         if dry_run and not as_json:
             typer.echo("dry run: nothing was written")
 
 
-def _chosen(paths: Sequence[Path], **options: Any) -> Sequence[Path]:
-    is_to_select = options["last"] is not None or options["best"] is not None
+def _chosen(
+    paths: Sequence[Path], *, metric: str, mode: str, **options: Any
+) -> Sequence[Path]:
     if len(paths) == 1 and paths[0].is_dir():
-        if not is_to_select:
+        if options["last"] is None and options["best"] is None:
             raise typer.BadParameter("a folder needs --last or --best")
-        selection = select_checkpoints(paths[0], **options)
+        selection = select_checkpoints(
+            paths[0], metric=metric, mode=mode, **options
+        )
         typer.echo(str(selection), err=True)
         return selection
-    if is_to_select:
-        raise typer.BadParameter("--last and --best need one folder")
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"--{given[0]} needs one folder")
     return paths
 
 

@@ -13,7 +13,7 @@ from rich import progress as bars
 from keras_wavg.files.streaming import Progress
 
 DIFFERENT, FAILED = 1, 3
-"""Exit codes; 2 is typer's, for wrong usage."""
+"""Exit codes; 2 is typer's, for wrong usage, 3 for all else that is refused."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

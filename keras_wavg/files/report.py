@@ -48,10 +48,6 @@ class AverageReport:
     notes: Sequence[str]
     checksum: str
 
-    def to_json(self) -> str:
-        """All of it, for machines."""
-        return json.dumps(asdict(self), default=str)
-
     def provenance(self) -> str:
         """What the output keeps about itself, as JSON."""
         sources = [

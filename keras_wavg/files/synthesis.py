@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy
 
-from keras_wavg.files.average import Paths, average_checkpoints, checked
+from keras_wavg.files.average import (
+    Paths,
+    average_checkpoints,
+    checked,
+    refuse_output,
+)
 from keras_wavg.files.checkpoint import Checkpoint, Opener
 from keras_wavg.files.report import AverageReport
 from keras_wavg.files.solution import Solution, solve
@@ -94,7 +99,7 @@ def synthesize(
             of these:
         sigma_rel: Float in (0, 1 / sqrt(12)], the width of a power-function
             average.
-        decay: Float in (0, 1), of an `EMA`.
+        decay: Float in [0, 1), of an `EMA`.
         half_life: Positive float, of an `EMA`, in optimizer steps.
         max_residual: Float, the largest residual that is accepted. Defaults to
             `0.1`.
@@ -181,7 +186,8 @@ def sweep(
         Dict from each width that could be made to what `score` returned.
 
     Raises:
-        ValueError: If none of the widths can be made, or as `synthesize`.
+        ValueError: If none of the widths can be made, if two are the same in
+            six digits, or as `synthesize`.
         FileExistsError: If there is a file and not `overwrite`.
     """
     scores = {}
@@ -220,23 +226,40 @@ def made_widths(
         A `MadeWidth` for each.
 
     Raises:
-        ValueError: If a width does not exist, or a snapshot is none.
+        ValueError: If a width does not exist, if two are the same in six
+            digits, or if a snapshot is none.
         FileExistsError: If there is a file and not `overwrite`.
     """
     given = checked(snapshots)
     profiles = _profiles_in(given)
     steps = max(profile.steps for profile in profiles)
     targets = {float(s): Profile.power(s, steps) for s in sigma_rels}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for sigma_rel, target in targets.items():
+    paths = _paths(list(targets), Path(folder), overwrite=overwrite)
+    for (sigma_rel, target), path in zip(targets.items(), paths, strict=True):
         solution = solve(profiles, target)
-        path = Path(folder, f"sigma_{sigma_rel:g}.weights.h5")
         if not solution.residual <= max_residual:
             yield MadeWidth(sigma_rel, None, solution)
             continue
         weights = solution.coefficients
         average_checkpoints(given, path, weights=weights, overwrite=overwrite)
         yield MadeWidth(sigma_rel, path, solution)
+
+
+def _paths(
+    sigma_rels: Sequence[float], folder: Path, *, overwrite: bool
+) -> list[Path]:
+    """The files of the widths. If one is refused, none is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"sigma_{s:g}.weights.h5" for s in sigma_rels]
+    if len(set(paths)) < len(paths):
+        raise ValueError(
+            "`sigma_rels` must differ in their first six digits, by which the "
+            f"files are named. Received: sigma_rels={list(sigma_rels)}. Leave "
+            "one of two out."
+        )
+    for path in paths:
+        refuse_output(path, overwrite=overwrite)
+    return paths
 
 
 def profile_in(path: Path) -> Profile:

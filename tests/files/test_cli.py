@@ -135,6 +135,29 @@ WRONG = {
         *("average", "01-2.500.weights.h5", "--last", "1"),
         *("-o", "m.weights.h5"),
     ],
+    **{
+        f"{option} without folder": [
+            *("average", "01-2.500.weights.h5", option, value),
+            *("-o", "m.weights.h5"),
+        ]
+        for option, value in (
+            ("--until", "3"),
+            ("--pattern", "{epoch}.keras"),
+            ("--log", "log.csv"),
+        )
+    },
+    **{
+        f"{option} {value}": [
+            *("average", ".", "--last", "2", option, value),
+            *("-o", "m.weights.h5"),
+        ]
+        for option, value in (
+            ("--last", "0"),
+            ("--best", "0"),
+            ("--mode", "up"),
+            ("--optimizer", "x"),
+        )
+    },
     "weights": ["average", ".", "--last", "2", "--weights", "x", "-o", "m.h5"],
     "no command": ["mean"],
 }
@@ -144,6 +167,24 @@ WRONG = {
 def test_wrong_usage_has_an_exit_code_of_its_own(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert run(*WRONG[name]).exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["--until", "--pattern", "--log"])
+def test_an_option_that_would_do_nothing_is_named(option, folder):
+    path = min(folder.iterdir())
+    output = folder / "m.weights.h5"
+    result = run("average", path, option, 3, "-o", output)
+    assert f"{option} needs one folder" in result.stderr
+
+
+def test_a_value_that_is_refused_is_no_wrong_usage(tmp_path):
+    snapshots(tmp_path)
+    for options in (["--sigma-rel", 9], [], ["--decay", 2]):
+        output = tmp_path / "a.weights.h5"
+        result = run("synthesize", tmp_path, "-o", output, *options)
+        assert result.exit_code == 3
+    result = run("synthesize", tmp_path, "-o", "a.txt", "--sigma-rel", 0.1)
+    assert result.exit_code == 3
 
 
 def test_an_error_is_one_line_that_names_file_and_path(folder):
