@@ -115,6 +115,16 @@ def name(name: Any, default: str, *, swap: bool = True) -> str:
     return name
 
 
+def score(value: Any) -> float:
+    """What a function, the argument `score`, returned."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`score` must return a number. Received: {value!r}"
+        ) from error
+
+
 def repeatable(name: str, data: Any) -> Any:
     """The argument `name`, data that is gone through several times."""
     if isinstance(data, Iterator):

@@ -11,9 +11,10 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Context that writes a file elsewhere and moves it into place at its end.
 
-    Whatever goes wrong, `path` is what it was. Other files written beside it
-    are its parts, such as the shards of an index: they are moved first. What
-    was at `path` is removed before that, so it never names the wrong parts.
+    Whatever goes wrong, `path` is what it was, or, if the file has parts,
+    missing. Parts are other files written beside it, such as the shards of an
+    index: they are moved first. What was at `path` is removed before that, so
+    it never names the wrong parts.
 
     Args:
         path: Where the file is to be. A link stays, its target is replaced.

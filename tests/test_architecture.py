@@ -234,6 +234,7 @@ MAY_IMPORT = {
         "keras_wavg.files.report",
     },
     "soup/tasting.py": {
+        "keras_wavg.arguments",
         "keras_wavg.batchnorm",
         "keras_wavg.files.average",
         "keras_wavg.files.checkpoint",
@@ -306,6 +307,8 @@ MAY_IMPORT = {
     "plots/plane.py": {
         "keras",
         "numpy",
+        "keras_wavg.arguments",
+        "keras_wavg.ensemble",
         "keras_wavg.plots.weight_space",
     },
     "plots/profiles.py": {

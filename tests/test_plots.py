@@ -1,5 +1,6 @@
 """The plane through three points: its numbers, its picture, no trace left."""
 
+import re
 import runpy
 import sys
 
@@ -339,9 +340,14 @@ def test_a_bad_argument_is_refused(arguments, message):
         measured(three_weights(), **arguments)
 
 
-def test_a_score_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match=r"return a number. Received: \[1, 2"):
-        loss_plane(three_weights(), POINTS, lambda: [1, 2], verbose=0)
+@pytest.mark.parametrize("score", [[1, 2], "good"], ids=str)
+def test_a_score_that_is_no_number_is_refused(score):
+    model = three_weights()
+    before = model.get_weights()
+    message = re.escape(f"return a number. Received: {score!r}")
+    with pytest.raises(ValueError, match=message):
+        loss_plane(model, POINTS, lambda: score, verbose=0)
+    assert equal(model.get_weights(), before)
 
 
 def test_without_matplotlib_the_import_says_what_to_install(monkeypatch):

@@ -91,6 +91,16 @@ def inspect_checkpoint(
         progress: Function that is called with the bytes done and the bytes in
             all, or `None`.
 
+    Example:
+
+    >>> import tempfile, keras, keras_wavg
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save_weights(f"{folder}/a.weights.h5")
+    ...     found = keras_wavg.inspect_checkpoint(f"{folder}/a.weights.h5")
+    >>> {path: array.shape for path, array in found.arrays.items()}
+    {'layers/dense/vars/0': (2, 1), 'layers/dense/vars/1': (1,)}
+
     Returns:
         An `Inspection`.
 
@@ -201,6 +211,20 @@ def diff_checkpoints(
         one: A `.weights.h5`, sharded `.weights.json` or `.keras`.
         two: Another.
         progress: See `inspect_checkpoint`.
+
+    Example:
+
+    >>> import tempfile, keras, numpy, keras_wavg
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [f"{folder}/{name}.weights.h5" for name in "ab"]
+    ...     for path, value in zip(paths, (1.0, 4.0)):
+    ...         kernel, bias = numpy.ones((2, 1)), numpy.full(1, value)
+    ...         model.set_weights([kernel, bias])
+    ...         model.save_weights(path)
+    ...     found = keras_wavg.diff_checkpoints(*paths)
+    >>> {path: d.euclidean for path, d in found.distances.items()}
+    {'layers/dense/vars/0': 0.0, 'layers/dense/vars/1': 3.0}
 
     Returns:
         A `Difference`.

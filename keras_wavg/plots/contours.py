@@ -121,6 +121,22 @@ def draw_loss_plane(
         ax: A matplotlib `Axes`. Defaults to `None`, those of a new figure.
         label: String, what the score is. Defaults to `None`.
 
+    Example:
+
+    >>> import numpy
+    >>> from keras_wavg.plots import LossPlane, draw_loss_plane
+    >>> steps = numpy.linspace(-1.0, 2.0, 9)
+    >>> plane = LossPlane(
+    ...     points={"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0)},
+    ...     marks={"average": (1 / 3, 1 / 3)},
+    ...     x=steps,
+    ...     y=steps,
+    ...     scores=steps**2 + steps[:, None] ** 2,
+    ... )
+    >>> ax = draw_loss_plane(plane, label="training loss")
+    >>> [text.get_text() for text in ax.texts]
+    ['a', 'b', 'c', 'average']
+
     Returns:
         The `Axes`.
 

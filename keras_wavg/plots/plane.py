@@ -1,7 +1,5 @@
 """A score, measured on the plane through three points of weight space."""
 
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +7,8 @@ from typing import Any
 import keras
 import numpy
 
+from keras_wavg import arguments
+from keras_wavg.ensemble import weights_given_back
 from keras_wavg.plots.weight_space import (
     Array,
     Frame,
@@ -52,22 +52,56 @@ def loss_plane(
     marks: Mapping[str, Weights] | None = None,
     verbose: str | int = "auto",
 ) -> LossPlane:
-    """Measure what `plot_loss_plane`, of the same arguments, draws.
+    """Measure a score on the plane through three points of weight space.
+
+    What `plot_loss_plane` draws; the plane is defined there. In the end the
+    model has its own weights back, also after an error or Ctrl-C.
 
     Args:
-        model: As there, and so on.
-        points: As there.
-        score: As there.
-        resolution: As there.
-        margin: As there.
-        marks: As there.
-        verbose: As there.
+        model: A built Keras model.
+        points: A dictionary of three names and weights, each a list of arrays
+            as from `model.get_weights()`, not on one line.
+        score: A function without arguments that returns a number. It is called
+            with the weights of each grid point in `model`.
+        resolution: Integer >= 2, the number of grid points along each axis.
+            Defaults to `21`.
+        margin: Float >= 0, how far the grid goes beyond the outermost points
+            and marks, as a fraction of the wider of their two extents.
+            Defaults to `0.25`.
+        marks: A dictionary of names and weights to be placed too, e.g.
+            averages. Defaults to `None`.
+        verbose: `"auto"` or 1 for a progress bar, 0 for none. Defaults to
+            `"auto"`.
+
+    Example:
+
+    >>> import keras, numpy
+    >>> from keras_wavg.plots import loss_plane
+    >>> layer = keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((2,)), layer])
+    >>> plane = loss_plane(
+    ...     model,
+    ...     {
+    ...         "a": [numpy.array([[0.0], [0.0]])],
+    ...         "b": [numpy.array([[1.0], [0.0]])],
+    ...         "c": [numpy.array([[0.0], [1.0]])],
+    ...     },
+    ...     lambda: numpy.square(model.get_weights()[0]).sum(),
+    ...     resolution=3,
+    ...     verbose=0,
+    ... )
+    >>> plane.x.tolist()
+    [-0.25, 0.5, 1.25]
+    >>> plane.scores[0].tolist()
+    [0.125, 0.3125, 1.625]
 
     Returns:
         A `LossPlane`: numbers to keep, and to draw again.
 
     Raises:
-        ValueError: As there.
+        ValueError: If the points are not three or lie on one line, if weights
+            are not of the shapes of the model's or not finite, if `score` does
+            not return a number, or if another argument is out of its range.
     """
     space = WeightSpace(model)
     frame = Frame([space.vector(n, w) for n, w in _three(points).items()])
@@ -93,16 +127,8 @@ def _three(points: Mapping[str, Weights]) -> Mapping[str, Weights]:
 def _grid(
     positions: Sequence[Position], margin: float, resolution: int
 ) -> tuple[Array, Array]:
-    if not isinstance(resolution, numbers.Integral) or resolution <= 1:
-        raise ValueError(
-            "`resolution` must be an integer >= 2. "
-            f"Received: resolution={resolution!r}"
-        )
-    if not isinstance(margin, numbers.Real) or not 0 <= margin < math.inf:
-        raise ValueError(
-            "`margin` must be a finite number >= 0. "
-            f"Received: margin={margin!r}"
-        )
+    resolution = arguments.integer("resolution", resolution, at_least=2)
+    margin = arguments.number("margin", margin, at_least=0)
     lowest, highest = numpy.min(positions, 0), numpy.max(positions, 0)
     centre, width = (lowest + highest) / 2, (highest - lowest).max()
     reach = (0.5 + margin) * width
@@ -124,20 +150,9 @@ def _measure(
         verbose=1 if verbose == "auto" else verbose,
         unit_name="point",
     )
-    try:
+    with weights_given_back(space.model):
         for row, column in numpy.ndindex(scores.shape):
             space.enter(frame.vector(x[column], y[row]))
-            scores[row, column] = _number(score())
+            scores[row, column] = arguments.score(score())
             progress.add(1)
-    finally:
-        space.leave()
     return scores
-
-
-def _number(score: Any) -> float:
-    try:
-        return float(score)
-    except TypeError as error:
-        raise ValueError(
-            f"`score` must return a number. Received: {score!r}"
-        ) from error

@@ -52,10 +52,6 @@ class WeightSpace:
             ]
         )
 
-    def leave(self) -> None:
-        """Give the model its own weights back."""
-        self.model.set_weights(self.own)
-
     def _floats_of(self, arrays: Weights) -> list[Array]:
         both = zip(arrays, self.floating, strict=True)
         return [array for array, floating in both if floating]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_wavg import arguments
 from keras_wavg.files.average import average_checkpoints, execute, planned
 from keras_wavg.files.checkpoint import suffix_of
 from keras_wavg.files.report import AverageReport
@@ -41,11 +42,11 @@ class Tasting:
     def score(self, paths: Sequence[Path]) -> float:
         """The score of the mean of checkpoints."""
         if self._model is None:
-            return _number(self._score(self._candidate(paths)))
+            return arguments.score(self._score(self._candidate(paths)))
         load_weights(self._model, self._candidate(paths))
         if self._measurement is not None:
             self._measurement.update(self._bn_data, verbose=0)
-        return _number(self._score(self._model))
+        return arguments.score(self._score(self._model))
 
     def rank(self, score: float) -> float:
         """The lower, the better."""
@@ -93,15 +94,6 @@ def load_weights(model: Any, path: Path) -> None:
         warnings.filterwarnings("ignore", "Skipping variable loading for opt")
         warnings.filterwarnings("ignore", "What was loaded has no average")
         model.load_weights(path)
-
-
-def _number(score: Any) -> float:
-    try:
-        return float(score)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`score` must return a number. Received: {score!r}"
-        ) from error
 
 
 def _measurement(model: Any) -> Any:
