@@ -166,11 +166,6 @@ def run(seed: int, training: Data, test: Data, epochs: int) -> tuple[Any, Any]:
     swa = SWA(start_epoch=(epochs - half) // 5, bn_data=training[0])
     averaged = train(start, HIGH, training, epochs - half, swa)
 
-    cycle = 2 * steps
-    triangle = TriangularLearningRate(MIDDLE, LOW, cycle)
-    fge = FGE(cycle)
-    cyclic = train(start, triangle, training, epochs - half, fge)
-
     weights = {
         "SGD": sgd.get_weights(),
         "SWA": averaged.get_weights(),
@@ -182,11 +177,22 @@ def run(seed: int, training: Data, test: Data, epochs: int) -> tuple[Any, Any]:
     }
     swa.restore()
     table["SWA's run, not averaged"] = scores(averaged, training, test)
-    table["FGE"] = scores(fge, training, test)
+    ensemble = fge_scores(start, training, test, epochs - half, 2 * steps)
+    return table | ensemble, weights
+
+
+def fge_scores(
+    start: Any, training: Data, test: Data, epochs: int, cycle: int
+) -> dict[str, list[float]]:
+    """The scores of an ensemble of the ends of cycles, and of their mean."""
+    triangle = TriangularLearningRate(MIDDLE, LOW, cycle)
+    fge = FGE(cycle)
+    model = train(start, triangle, training, epochs, fge)
+    table = {"FGE": scores(fge, training, test)}
     with fge.applied():
-        update_bn(cyclic, training[0], batch_size=500, verbose=0)
-        table["FGE's run, SWA of the members"] = scores(cyclic, training, test)
-    return table, weights
+        update_bn(model, training[0], batch_size=500, verbose=0)
+        table["FGE's run, SWA of the members"] = scores(model, training, test)
+    return table
 
 
 # %% [markdown]
@@ -239,7 +245,7 @@ def print_table(tables: list[dict[str, list[float]]]) -> None:
         cells = [
             f"{mean:.{digits}f} ± {spread:.{digits}f}"
             for mean, spread, digits in zip(
-                found.mean(0), found.std(0), (4, 4, 2, 4), strict=True
+                found.mean(0), found.std(0, ddof=1), (4, 4, 2, 4), strict=True
             )
         ]
         print(" | ".join([f"{method:29}", *(f"{cell:15}" for cell in cells)]))
