@@ -435,6 +435,7 @@ BAD = {
         "must not all be zero",
     ),
     "NaN": ({"weights": [1, float("nan")]}, "finite numbers"),
+    "beyond float64": ({"weights": [10**400, 1]}, "finite numbers"),
     "text": ({"weights": [1, "2"]}, "finite numbers"),
     "optimizer": ({"optimizer": "first"}, "'drop' or 'last'"),
     "no optimizer": ({"optimizer": "last"}, "which has none"),

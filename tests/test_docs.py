@@ -2,10 +2,14 @@
 
 import doctest
 import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import keras_wavg
+from keras_wavg import coefficients, plots
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -65,6 +69,42 @@ def test_docstring_examples_run(room):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+PUBLIC = {
+    f"{home.__name__}.{name}": getattr(home, name)
+    for home, names in {
+        keras_wavg: set(keras_wavg.__all__) - {"coefficients", "plots"},
+        plots: set(plots.__all__) - {"LossPlane"},  # a result, made by none
+        coefficients: {"uniform", "ascending", "ema", "decay_emulation"},
+    }.items()
+    for name in sorted(names)
+}
+
+
+def lacking(documented) -> list[str]:
+    """What a docstring of this signature should have and does not."""
+    text = inspect.getdoc(documented) or ""
+    signature = inspect.signature(documented)
+    wanted = [f"{n}:" for n in signature.parameters if n != "self"]
+    wanted += ["Args:"] * bool(wanted)
+    returned = signature.return_annotation
+    if not isinstance(documented, type) and returned not in {None, "None"}:
+        wanted.append("Yields:" if "Iterator" in str(returned) else "Returns:")
+    return [part for part in wanted if part not in text]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_tells_what_it_takes_and_gives(name):
+    public = PUBLIC[name]
+    assert "Example:" in public.__doc__
+    assert lacking(public) == []
+    for method, _ in inspect.getmembers(public, inspect.isroutine):
+        documented = getattr(public, method)
+        home = getattr(documented, "__module__", None) or ""
+        hidden = method.startswith(("_", "on_"))
+        if home.startswith("keras_wavg") and not hidden:
+            assert lacking(documented) == [], method
 
 
 def test_every_test_that_the_readme_names_exists():

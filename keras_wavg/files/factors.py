@@ -43,7 +43,7 @@ def factors(weights: Any, count: int, *, normalize: bool) -> Factors:
             "`weights` must have one number for each checkpoint. Received: "
             f"{len(given)} numbers for {count} checkpoints"
         )
-    if not all(isinstance(w, numbers.Real) and math.isfinite(w) for w in given):
+    if not all(map(_is_finite, given)):
         raise ValueError(
             f"`weights` must be finite numbers. Received: weights={given}"
         )
@@ -62,6 +62,13 @@ def factors(weights: Any, count: int, *, normalize: bool) -> Factors:
             f"weights={given}. Pass `normalize=False` to use them as they are."
         )
     return Factors(given, total)
+
+
+def _is_finite(weight: Any) -> bool:
+    try:
+        return isinstance(weight, numbers.Real) and math.isfinite(weight)
+    except OverflowError:
+        return False
 
 
 def _sum(terms: Sequence[float]) -> float:

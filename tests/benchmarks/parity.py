@@ -194,7 +194,8 @@ CHECKS = [
         tolerance=1e-5,
     ),
     Check(
-        "saved, loaded and gone on is never interrupted (relative change)",
+        "resuming from a file gives the same numbers as not stopping "
+        "(relative change)",
         ask("resume"),
     ),
     Check(
