@@ -32,8 +32,12 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 import keras
 
 if keras.config.backend() == "tensorflow":
+    import gc
+
     import tensorflow as tf
 
+    # It keeps every graph: minutes to look through, and little garbage.
+    gc.set_threshold(700, 10, 1_000_000)
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,

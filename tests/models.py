@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy
+import pytest
 from keras import layers
 
 BATCH = 8
@@ -184,6 +185,11 @@ def equal(first: Any, second: Any) -> bool:
     )
 
 
+loses_parts_of_shards = pytest.mark.xfail(
+    keras.__version__.startswith("3.10."),
+    reason="Keras 3.10 loses a part of each weight group between two shards",
+    strict=False,
+)
 FILES = ["a.weights.h5", "a.weights.json", "a.keras"]
 
 

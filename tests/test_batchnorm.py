@@ -874,7 +874,11 @@ def test_too_few_batches_are_refused(kind, length):
     }[kind]()
     model = deep()
     before = state(model)
-    with pytest.raises(ValueError, match=r"at least|length 0|empty"):
+    error, message = ValueError, r"at least|length 0|empty"
+    if keras.__version__ < "3.15" and (kind, length) == ("generator", 0):
+        # Keras itself takes the first batch, and fails.
+        error, message = IndexError, "list index out of range"
+    with pytest.raises(error, match=message):
         update(model, data, steps=4, batch_size=None)
     assert equal(state(model), before)
 

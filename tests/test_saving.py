@@ -13,7 +13,16 @@ import models
 import numpy
 import pytest
 import reference
-from models import BATCH, FILES, compiled, data, equal, fresh, save
+from models import (
+    BATCH,
+    FILES,
+    compiled,
+    data,
+    equal,
+    fresh,
+    loses_parts_of_shards,
+    save,
+)
 
 from keras_wavg import BEMA, EMA, FGE, LAWA, SWA, SWAG, Lookahead, PowerEMA
 
@@ -149,6 +158,7 @@ def test_a_loaded_model_goes_on_however_its_step_is_compiled(step, tmp_path):
         ("subclassed", "a.weights.h5"),
     ],
 )
+@loses_parts_of_shards
 def test_every_kind_of_model_and_file_carries_the_average(kind, file, tmp_path):
     build = models.KINDS[kind]
     model, ema = compiled(build()), EMA(0.9)
