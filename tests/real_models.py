@@ -1,17 +1,13 @@
-"""Architectures that people train, at a size for tests, and data for them.
-
-All of it is Keras' own: KerasHub's transformers would bring TensorFlow into
-the environments of JAX and torch.
-"""
+"""Architectures that people train, at a size for tests, and data for them."""
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import keras
+import keras_hub
 import numpy
-from keras import layers, ops
+from keras import ops
 from models import seeded
 
 BATCH = 8
@@ -20,8 +16,6 @@ CLASSES = 10
 IMAGE = (32, 32, 3)
 VOCABULARY = 50
 LENGTH = 12
-WIDTH = 32
-HEADS = 2
 
 
 @dataclass(frozen=True)
@@ -78,63 +72,28 @@ def classifier() -> keras.Model:
     return model
 
 
-@keras.saving.register_keras_serializable("real_models")
-class Embeddings(layers.Layer):
-    """Of tokens and of their positions; the way back has the same matrix."""
-
-    def build(self, shape: Any) -> None:
-        self.token = layers.Embedding(VOCABULARY, WIDTH)
-        self.position = layers.Embedding(LENGTH, WIDTH)
-        self.token.build()
-        self.position.build()
-
-    def call(self, inputs: Any, reverse: bool = False) -> Any:
-        if reverse:
-            return inputs @ ops.transpose(self.token.embeddings)
-        return self.token(inputs) + self.position(ops.arange(LENGTH))
-
-    def compute_output_spec(
-        self, inputs: Any, reverse: bool = False
-    ) -> keras.KerasTensor:
-        width = VOCABULARY if reverse else WIDTH
-        return keras.KerasTensor((*inputs.shape[:2], width))
-
-
-def block(x: Any) -> Any:
-    """A layer of a GPT-2."""
-    attention = layers.MultiHeadAttention(HEADS, WIDTH // HEADS)
-    normal = layers.LayerNormalization(epsilon=1e-5)(x)
-    x += attention(normal, normal, use_causal_mask=True)
-    normal = layers.LayerNormalization(epsilon=1e-5)(x)
-    hidden = layers.Dense(4 * WIDTH, activation="gelu")(normal)
-    return x + layers.Dense(WIDTH)(hidden)
-
-
-def gpt() -> keras.Model:
-    """GPT-2 with two layers."""
-    inputs = keras.Input((LENGTH,), dtype="int32")
-    embeddings = Embeddings()
-    x = block(block(embeddings(inputs)))
-    x = layers.LayerNormalization(epsilon=1e-5)(x)
-    return keras.Model(inputs, embeddings(x, reverse=True))
-
-
-def adapt(model: keras.Model) -> None:
-    """Freeze the model but for adapters of its queries and values."""
-    for layer in model.layers:
-        if not isinstance(layer, layers.MultiHeadAttention):
-            layer.trainable = False
-            continue
-        layer.key_dense.trainable = layer.output_dense.trainable = False
-        layer.query_dense.enable_lora(2)
-        layer.value_dense.enable_lora(2)
+def gpt2() -> tuple[keras.Model, keras.Model]:
+    """GPT-2 with two layers: as a whole, and without the last matrix."""
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=VOCABULARY,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        intermediate_dim=128,
+        dropout=0,  # whose seeds Keras does not save
+        max_sequence_length=LENGTH,
+    )
+    tokens = keras.Input((LENGTH,), dtype="int32")
+    inputs = {"token_ids": tokens, "padding_mask": ops.ones_like(tokens)}
+    outputs = backbone.token_embedding(backbone(inputs), reverse=True)
+    return keras.Model(tokens, outputs), backbone
 
 
 def language_model(*, adapted: bool) -> keras.Model:
     """GPT-2, compiled to predict the next token."""
-    model = gpt()
+    model, backbone = gpt2()
     if adapted:
-        adapt(model)
+        backbone.enable_lora(2)
     model.compile(
         keras.optimizers.AdamW(0.01),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -145,8 +104,14 @@ def language_model(*, adapted: bool) -> keras.Model:
 pretraining = seeded(functools.partial(language_model, adapted=False))
 fine_tuning = seeded(functools.partial(language_model, adapted=True))
 
+
+def plain_gpt2() -> keras.Model:
+    """GPT-2, not compiled."""
+    return gpt2()[0]
+
+
 KINDS = {
     "resnet": Architecture(classifier, resnet, images, ".weights.h5"),
-    "gpt": Architecture(pretraining, gpt, texts, ".keras"),
-    "lora": Architecture(fine_tuning, gpt, texts, ".weights.h5"),
+    "gpt2": Architecture(pretraining, plain_gpt2, texts, ".keras"),
+    "lora": Architecture(fine_tuning, plain_gpt2, texts, ".weights.h5"),
 }

@@ -1,5 +1,7 @@
 """Statistics of `BatchNormalization` are those of the data, and only they."""
 
+from collections.abc import Iterator
+
 import keras
 import numpy
 import pytest
@@ -875,7 +877,7 @@ def test_too_few_batches_are_refused(kind, length):
     model = deep()
     before = state(model)
     error, message = ValueError, r"at least|length 0|empty"
-    if keras.__version__ < "3.15" and (kind, length) == ("generator", 0):
+    if keras.__version__ < "3.15" and isinstance(data, Iterator) and not length:
         # Keras itself takes the first batch, and fails.
         error, message = IndexError, "list index out of range"
     with pytest.raises(error, match=message):

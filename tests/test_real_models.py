@@ -139,7 +139,7 @@ def test_the_average_goes_on_from_a_file_as_if_nothing_was(run, resumed):
     assert equal(resumed.model.get_weights(), run.samples.ends[-1])
 
 
-@of("resnet", "gpt")
+@of("resnet", "gpt2")
 def test_a_plain_model_loads_a_file_of_the_average(kind, run, tmp_path):
     run.ema.save_weights(tmp_path / "average.weights.h5")
     model = kind.plain()
