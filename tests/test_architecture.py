@@ -111,7 +111,9 @@ MAY_IMPORT = {
         "keras_wavg.files.checkpoint",
         "keras_wavg.files.hdf5.structure",
     },
-    "files/factors.py": set(),
+    "files/factors.py": {
+        "keras_wavg.arguments",
+    },
     "files/hdf5/__init__.py": set(),
     "files/hdf5/attributes.py": {
         "keras_wavg.files.hdf5.datatypes",
@@ -442,6 +444,7 @@ MAY_IMPORT = {
         "numpy",
         "keras_wavg.atomic",
         "keras_wavg.callbacks.complaints",
+        "keras_wavg.callbacks.fellows",
         "keras_wavg.plan",
         "keras_wavg.profile",
         "keras_wavg.running",
@@ -449,6 +452,7 @@ MAY_IMPORT = {
         "keras_wavg.shadow",
     },
     "callbacks/complaints.py": {
+        "keras_wavg.callbacks.fellows",
         "keras_wavg.running",
     },
     "callbacks/ema.py": {
@@ -471,6 +475,7 @@ MAY_IMPORT = {
         "keras_wavg.arguments",
         "keras_wavg.backend",
         "keras_wavg.callbacks.averaging",
+        "keras_wavg.callbacks.fellows",
         "keras_wavg.shadow",
     },
     "callbacks/power_ema.py": {
@@ -499,6 +504,7 @@ MAY_IMPORT = {
         "keras_wavg.sampling",
         "keras_wavg.schedules",
     },
+    "callbacks/fellows.py": set(),
     "callbacks/epochs.py": {
         "numpy",
         "keras_wavg.arguments",

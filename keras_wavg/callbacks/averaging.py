@@ -12,7 +12,7 @@ import keras
 import numpy
 
 from keras_wavg.atomic import replacing
-from keras_wavg.callbacks import complaints
+from keras_wavg.callbacks import complaints, fellows
 from keras_wavg.plan import Plan
 from keras_wavg.profile import ATTRIBUTE, Profile
 from keras_wavg.running import RunningAverage
@@ -258,7 +258,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             self._put_in_by_hook = False
             self.restore()
         if not self._in_fit:
-            complaints.leave_rivals(self)
+            fellows.leave(self, fellows.AVERAGES)
 
     on_predict_begin = on_test_begin
     on_predict_end = on_test_end
@@ -267,7 +267,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         """Put the average in, where no hook knew the last batch."""
         self._running.end_epoch()
         self._swap_in()
-        if self.skipped and not self._warned_of_skips:
+        if not self._warned_of_skips and self.skipped:
             self._warned_of_skips = True
             complaints.warn_of_skips(self)
 
@@ -279,7 +279,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         if self._average() is None and not self.skipped:
             complaints.warn_of_no_average(self, self._running)
         self._running.end_fit()
-        complaints.leave_rivals(self)
+        fellows.leave(self, fellows.AVERAGES)
 
     # The average and the model
 

@@ -4,6 +4,7 @@ import threading
 import warnings
 from typing import Any, NoReturn
 
+from keras_wavg.callbacks import fellows
 from keras_wavg.running import RunningAverage
 
 
@@ -40,11 +41,7 @@ def refuse_rivals(callback: Any) -> None:
     Args:
         callback: One that begins to work, in a list of callbacks.
     """
-    if callback.params is None:
-        return
-    # Keras gives all callbacks of a list the same dict.
-    averages = callback.params.setdefault("averages", [])
-    averages.append(callback)
+    averages = fellows.join(callback, fellows.AVERAGES)
     swapping = [average for average in averages if average.swap]
     if len(swapping) > 1:
         raise ValueError(
@@ -55,16 +52,6 @@ def refuse_rivals(callback: Any) -> None:
         )
     if [average.name for average in averages].count(callback.name) > 1:
         refuse_the_name(callback.name)
-
-
-def leave_rivals(callback: Any) -> None:
-    """Let a list of callbacks be used again.
-
-    Args:
-        callback: One that has ended its work.
-    """
-    averages = (callback.params or {}).get("averages", [])
-    averages[:] = [average for average in averages if average is not callback]
 
 
 def require_thread(callback: Any, thread: int) -> None:

@@ -11,6 +11,7 @@ import keras
 
 from keras_wavg import arguments
 from keras_wavg.backend import attach_weights, randomness_kept
+from keras_wavg.callbacks import fellows
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.shadow import raw_weights, shadow_in
 
@@ -119,7 +120,7 @@ class AverageEvaluator(keras.callbacks.Callback):
         """Refuse an average that nobody updates."""
         if self.params is None:
             return
-        riding = self.params.get("averages", [])
+        riding = self.params.get(fellows.AVERAGES, [])
         missing = [a for a in self.averages if not any(a is r for r in riding)]
         if missing:
             raise ValueError(
@@ -141,8 +142,7 @@ class AverageEvaluator(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Let the list of callbacks be used again."""
-        names = (self.params or {}).get("evaluators", [])
-        names[:] = [name for name in names if name != self.name]
+        fellows.leave(self, fellows.EVALUATORS)
 
     def _results(self, epoch: int) -> dict[str, Any]:
         # Their own turn comes later. To be told twice makes no difference, but
@@ -176,15 +176,13 @@ class AverageEvaluator(keras.callbacks.Callback):
             )
 
     def _refuse_a_namesake(self) -> None:
-        # Keras gives all callbacks of a list the same dict.
-        names = (self.params or {}).setdefault("evaluators", [])
-        if self.name in names:
+        evaluators = fellows.join(self, fellows.EVALUATORS)
+        if [other.name for other in evaluators].count(self.name) > 1:
             raise ValueError(
                 "Several evaluators of one `fit` must have different names, "
                 "by which the logs tell them apart. Received: several with "
                 f"name='{self.name}'. Pass `name=` to each."
             )
-        names.append(self.name)
 
 
 def _checked(averages: Any) -> list[WeightAveraging]:

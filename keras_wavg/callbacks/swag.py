@@ -122,9 +122,9 @@ class SWAG(EpochAveraging):
         """
         shadow = self._required_average()
         self._require_samples(shadow.steps)
-        arguments.number("scale", scale, at_least=0)
+        factor = arguments.number("scale", scale, at_least=0)
         with weights_given_back(self.model):
-            shadow.put_in(shadow.averages.sample(scale, seed))
+            shadow.put_in(shadow.averages.sample(factor, seed))
             if self.bn_data is not None:
                 self._measure()
             yield

@@ -1,10 +1,11 @@
 """The weights that a user gives to checkpoints, as numbers to sum by."""
 
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from keras_wavg import arguments
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def factors(weights: Any, count: int, *, normalize: bool) -> Factors:
 
 def _is_finite(weight: Any) -> bool:
     try:
-        return isinstance(weight, numbers.Real) and math.isfinite(weight)
+        return arguments.is_number(weight) and math.isfinite(weight)
     except OverflowError:
         return False
 
