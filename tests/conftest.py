@@ -1,10 +1,17 @@
-"""One backend a process: `KERAS_BACKEND`, or the first that is installed."""
+"""One backend a process: `KERAS_BACKEND`, or the first that is installed.
 
+Nothing here imports a backend, unless it is TensorFlow: many tests need none.
+"""
+
+import gc
+import importlib.metadata
 import importlib.util
 import os
+import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,11 +21,12 @@ if "KERAS_BACKEND" not in os.environ:
         for name in ("jax", "tensorflow", "torch")
         if importlib.util.find_spec(name)
     )
+BACKEND = os.environ["KERAS_BACKEND"]
 
 # Several devices for `test_distribution.py`; all else runs on the first one.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-# Many tests compile the same small models.
+# Many tests compile the same small models. tox keeps the folder.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(Path(tempfile.gettempdir(), "keras_wavg_tests_jax")),
@@ -29,11 +37,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # A GPU multiplies in fewer digits otherwise.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
-import keras
+hypothesis.settings.register_profile("few", max_examples=20, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=300, deadline=None)
+hypothesis.settings.load_profile("few")
 
-if keras.config.backend() == "tensorflow":
-    import gc
-
+if BACKEND == "tensorflow":
     import tensorflow as tf
 
     # It keeps every graph: minutes to look through, and little garbage.
@@ -46,12 +54,15 @@ if keras.config.backend() == "tensorflow":
 
 def pytest_report_header() -> str:
     """Name what the tests run on."""
-    return f"keras {keras.__version__}, backend {keras.config.backend()}"
+    return f"keras {importlib.metadata.version('keras')}, backend {BACKEND}"
 
 
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """Give each test the same seeds and the default dtype policy."""
+    keras = sys.modules.get("keras")
+    if keras is None:
+        return
     # Garbage is left to Python: a collection takes a second after TensorFlow.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)

@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import models
 import numpy
+import probe
 
 from keras_wavg import BEMA, EMA, FGE, LAWA, SWA, SWAG
 
@@ -217,13 +218,12 @@ def ends(model, emas):
     for i, variable in enumerate(model.optimizer.variables):
         arrays[f"optimizer_{i}"] = keras.ops.convert_to_numpy(variable.value)
     for ema in emas:
-        arrays[f"{ema.name}_counts"] = numpy.array(ema._shadow.counters)
+        arrays[f"{ema.name}_counts"] = numpy.array(probe.counts(ema)[3:])
         for i, average in enumerate(ema.get_weights()):
             arrays[f"{ema.name}_{i}"] = average
-        if isinstance(ema, BEMA | LAWA | SWAG):
-            for name, kept in ema._shadow.averages.kept().items():
-                for i, array in enumerate(kept):
-                    arrays[f"{ema.name}_{name}_{i}"] = array
+        for name, kept in probe.kept(ema).items():
+            for i, array in enumerate(kept):
+                arrays[f"{ema.name}_{name}_{i}"] = array
         if isinstance(ema, FGE):
             x = models.data(1)[0]
             arrays[f"{ema.name}_predicts"] = ema.predict(x, verbose=0)

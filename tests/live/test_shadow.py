@@ -6,6 +6,7 @@ import weakref
 import keras
 import models
 import numpy
+import probe
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,9 +104,7 @@ def test_weights_do_not_remember_how_they_were_computed():
     """A torch average that records gradients grows with every step."""
     model, ema = compiled(models.dense()), EMA(0.9)
     fit(model, ema)
-    for value in ema._shadow.averages.read():
-        assert not getattr(value, "requires_grad", False)
-    for value in ema._shadow._raw:
+    for value in [*probe.tensors(ema), *probe.raw_tensors(ema)]:
         assert not getattr(value, "requires_grad", False)
 
 
@@ -158,7 +157,7 @@ def test_an_interrupted_swap_loses_nothing():
     fit(model, ema)
     ema.restore()
     raw = model.get_weights()
-    interrupt_after(2, ema._shadow._variables)
+    interrupt_after(2, probe.variables(ema))
     with pytest.raises(KeyboardInterrupt):
         ema.apply()
     assert not equal(model.get_weights(), raw)

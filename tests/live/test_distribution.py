@@ -1,14 +1,11 @@
 """On many devices, averages live where their weights do, and stay at home."""
 
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import compiled, equal
@@ -21,10 +18,6 @@ on_jax = pytest.mark.skipif(backend != "jax", reason="how JAX distributes")
 on_tensorflow = pytest.mark.skipif(
     backend != "tensorflow", reason="how TensorFlow distributes"
 )
-on_torch = pytest.mark.skipif(
-    backend != "torch", reason="how torch distributes"
-)
-SCRIPT = Path(__file__).with_name("replica.py")
 X = models.data(6)[0]
 METHODS = {
     "SWA": lambda: SWA(every_steps=3),
@@ -76,12 +69,6 @@ def distributed(request):
     keras.distribution.set_distribution(None)
 
 
-def arrays_of(ema):
-    averages = ema._shadow.averages
-    arrays = averages._packing.unpack(averages._arrays)
-    return list(zip(averages._variables, arrays, strict=True))
-
-
 @on_jax
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_sharded_averages_are_those_of_one_device(distributed, options):
@@ -108,10 +95,12 @@ def test_sharded_averages_are_those_of_one_device(distributed, options):
 def test_averages_are_sharded_as_their_weights_are(distributed, options):
     ema = EMA(0.9, **options)
     fit(wide(), ema)
-    for variable, array in arrays_of(ema):
+    for variable, array in probe.stored(ema):
         assert array.sharding == variable.value.sharding
         assert len(array.devices()) == 8
-    split = [v for v, _ in arrays_of(ema) if "model" in v.value.sharding.spec]
+    split = [
+        v for v, _ in probe.stored(ema) if "model" in v.value.sharding.spec
+    ]
     assert len(split) == (6 if distributed is model_parallel else 0)
 
 
@@ -145,15 +134,7 @@ def test_an_update_moves_no_weight_between_devices(distributed):
     """One number is agreed on: whether all weights are finite."""
     model, ema = wide(), EMA(0.9)
     fit(model, ema)
-    averages = ema._shadow.averages
-    weights = [v.value for v in averages._variables]
-    program = (
-        averages._update.lower(
-            averages._arrays, averages._counters, weights, 1, None, 1
-        )
-        .compile()
-        .as_text()
-    )
+    program = probe.program(ema)
     assert not re.search("all-gather|all-to-all|collective|scatter", program)
     reduced = re.findall(r"= (.*) all-reduce\(", program)
     assert len(reduced) == (1 if distributed is model_parallel else 0)
@@ -189,7 +170,7 @@ def test_a_sharded_run_goes_on_from_its_file(distributed, options, tmp_path):
     again.set_model(other)
     other.load_weights(tmp_path / "a.weights.h5")
     if "device" not in options:
-        for variable, array in arrays_of(again):
+        for variable, array in probe.stored(again):
             assert array.sharding == variable.value.sharding
     assert_same_now_and_later(model, ema, other, again)
 
@@ -205,7 +186,7 @@ def assert_same_now_and_later(model, ema, other, again):
     # Sums over eight threads are not the same to the last bit each time.
     expected = ema.get_weights()
     assert reference.relative_error(again.get_weights(), expected) < 1e-5
-    assert again._shadow.counters == ema._shadow.counters
+    assert probe.counts(again) == probe.counts(ema)
 
 
 @on_jax
@@ -339,33 +320,3 @@ def test_a_mirrored_run_goes_on_from_its_file(tmp_path):
     again.set_model(other)
     other.load_weights(tmp_path / "a.weights.h5")
     assert_same_now_and_later(model, ema, other, again)
-
-
-# torch
-
-
-@on_torch
-def test_each_rank_averages_its_own_and_all_end_equal(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(tmp_path)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
-    ends = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
-    for end in ends:
-        assert end["error"] < 1e-6
-        assert max(end["means"]) < 1e-6
-        assert end["resumed"]
-    first, second = (end["averages"] for end in ends)
-    assert first.keys() == second.keys()
-    differing = {path for path in first if first[path] != second[path]}
-    # DistributedDataParallel leaves moving statistics to each rank.
-    assert {path.split("/")[-1] for path in differing} == {
-        "moving_mean",
-        "moving_variance",
-    }

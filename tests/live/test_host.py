@@ -6,6 +6,7 @@ import gc
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import compiled, data, equal
@@ -100,16 +101,14 @@ def test_the_model_stays_on_its_device_and_the_average_on_the_host():
             fit(model, ema)
         ema.restore()
         assert {on_host(v.value) for v in model.weights} == there
-    averages = ema._shadow.averages
-    held = averages._arrays if backend == "jax" else averages._averages
-    assert all(map(on_host, held))
+    assert all(map(on_host, probe.buffers(ema)))
 
 
 def test_raw_weights_wait_on_the_host_while_the_average_is_in():
     with elsewhere():
         model, ema = compiled(models.batch_norm()), EMA(0.9, device="cpu")
         fit(model, ema)
-    for raw in ema._shadow._raw:
+    for raw in probe.raw_tensors(ema):
         assert isinstance(raw, numpy.ndarray) or on_host(raw)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def output_of(example, *options):

@@ -3,6 +3,7 @@
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import BATCH, Samples, compiled, data, equal
@@ -27,7 +28,7 @@ def trained(build=models.dense, **options):
 def test_moments_are_those_of_the_samples():
     _, swag, samples = trained(rank=4)
     _, variance, deviations = reference.swag_moments(samples, rank=4)
-    kept = swag._shadow.averages.kept()
+    kept = probe.kept(swag)
     received = [squares / 6 for squares in kept["squares"]]
     scale = max(v.max() for v in variance)
     for got, expected in zip(received, variance, strict=True):
@@ -50,7 +51,7 @@ def test_the_variance_of_weights_that_hardly_move_is_not_lost():
         model.set_weights(weights)
         swag.update()
     expected = numpy.var([w[0].astype("float64") for w in walk], axis=0)
-    received = swag._shadow.averages.kept()["squares"][0] / 5
+    received = probe.kept(swag)["squares"][0] / 5
     assert received == pytest.approx(expected, rel=0.02)
 
 
@@ -126,7 +127,7 @@ def test_afterwards_the_model_holds_what_it_held_before(holds_mean):
     assert equal(model.get_weights(), before)
     swag.predict(X, samples=2, verbose=0)
     assert equal(model.get_weights(), before)
-    assert swag._shadow.is_held() is holds_mean
+    assert probe.is_held(swag) is holds_mean
     fit(model, swag, epochs=1)
 
 

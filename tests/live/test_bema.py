@@ -6,6 +6,7 @@ import h5py
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import (
@@ -378,13 +379,11 @@ def snapshot(model, bema):
     """Raw weights, optimizer, averages and counts, the average taken out."""
     bema.restore()
     found = [v.value for v in [*model.weights, *model.optimizer.variables]]
-    shadow, running = bema._shadow, bema._running
-    counts = [running.clock.now, running.epochs, running._pending]
-    if shadow is not None:
-        found += shadow.averages.read()
-        found += itertools.chain(*shadow.averages.kept().values())
-        counts += shadow.counters
-    return [*map(keras.ops.convert_to_numpy, found), numpy.array(counts)]
+    if probe.has_begun(bema):
+        found += probe.tensors(bema)
+        found += itertools.chain(*probe.kept(bema).values())
+    counts = numpy.array(probe.counts(bema))
+    return [*map(keras.ops.convert_to_numpy, found), counts]
 
 
 @pytest.mark.parametrize(
@@ -423,7 +422,7 @@ def test_each_dtype_comes_back_bit_for_bit(policy, in_model, tmp_path):
     again = BEMA(every=7)
     other = fresh(models.batch_norm, again)
     other.load_weights(path)
-    assert again._is_in_model() == in_model
+    assert probe.is_in_model(again) == in_model
     assert equal(snapshot(other, again), snapshot(model, bema))
 
 

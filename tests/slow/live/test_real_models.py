@@ -15,7 +15,6 @@ from real_models import BATCH, STEPS
 
 from keras_wavg import EMA, SWA, average_checkpoints, update_bn
 
-pytestmark = pytest.mark.slow
 EPOCHS = 2
 DECAY = 0.8
 

@@ -3,6 +3,7 @@
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import BATCH, Samples, compiled, data, equal
@@ -140,7 +141,7 @@ def test_files_are_weights_files_of_a_plain_model(tmp_path):
     plain = models.dense()
     plain.load_weights(tmp_path / "member_0002.weights.h5")
     assert equal(plain.get_weights(), walk[5])
-    assert fge._shadow.averages.kept() == {}
+    assert probe.kept(fge) == {}
 
 
 def test_a_run_goes_on_from_a_file_with_all_its_members(options, tmp_path):

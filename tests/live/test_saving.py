@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import pickle
 import shutil
 
@@ -11,6 +12,7 @@ import hypothesis.strategies as st
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import (
@@ -87,22 +89,9 @@ def snapshot(model, ema):
         *model.get_weights(),
         *optimizer_weights(model.optimizer),
         *(average(ema) or []),
-        *kept(ema),
-        *map(numpy.array, counts_of(ema)),
+        *itertools.chain(*probe.kept(ema).values()),
+        numpy.array(probe.counts(ema)),
     ]
-
-
-def kept(ema):
-    shadow = ema._shadow
-    if shadow is None or not shadow._plan.kept(shadow.steps):
-        return []
-    return [a for arrays in shadow.averages.kept().values() for a in arrays]
-
-
-def counts_of(ema):
-    running = ema._running
-    counts = [running.clock.now, running.epochs, running._pending]
-    return counts + list(ema._shadow.counters if ema._shadow else [])
 
 
 @pytest.mark.parametrize("name", AVERAGES)
@@ -127,7 +116,7 @@ def test_a_loaded_model_goes_on_as_the_saved_one(name, tmp_path):
     fit(model, ema)
     assert equal(snapshot(model, ema), snapshot(other, again))
     if "before the first update" not in name:
-        assert again._shadow.exists
+        assert probe.counts(again).averaged
 
 
 @pytest.mark.parametrize(
@@ -185,7 +174,7 @@ def test_each_dtype_comes_back_bit_for_bit(policy, tmp_path):
     again = EMA(0.9)
     other = fresh(models.dense, again)
     other.load_weights(path)
-    assert again._shadow.is_held()
+    assert probe.is_held(again)
     assert equal(snapshot(other, again), snapshot(model, ema))
 
 
@@ -287,7 +276,7 @@ def test_the_order_of_the_callbacks_does_not_matter_to_a_file(
             fit(model, *callbacks, epochs=2)
         else:
             model.fit(generated(), epochs=1, callbacks=callbacks, verbose=0)
-        assert ema._running.clock.now == (12 if known else 6)
+        assert probe.counts(ema).now == (12 if known else 6)
         found.append(states(saver.paths, options))
     for first, second in zip(*found, strict=True):
         assert equal(first, second)
@@ -549,7 +538,7 @@ def test_saving_and_loading_at_any_time_changes_nothing(
     for action in plan:
         if action == "swap":
             for ema in (one, other):
-                ema.restore() if ema._is_in_model() else ema.apply()
+                ema.restore() if probe.is_in_model(ema) else ema.apply()
         elif action == "step":
             one.restore()
             other.restore()
@@ -690,15 +679,15 @@ def test_a_damaged_average_is_refused_and_nothing_changes(
     edit, message = EDITS[fault]
     path = edited(shutil.copy(donor, tmp_path), edit)
     shown, averages = model.get_weights(), ema.get_weights()
-    optimizer, counts = optimizer_weights(model.optimizer), counts_of(ema)
-    raw = [keras.ops.convert_to_numpy(w) for w in ema._shadow._raw]
+    optimizer, counts = optimizer_weights(model.optimizer), probe.counts(ema)
+    raw = probe.raw_weights(ema)
     with pytest.raises(ValueError, match=message):
         model.load_weights(path)
     assert equal(model.get_weights(), shown)
     assert equal(optimizer_weights(model.optimizer), optimizer)
     assert equal(ema.get_weights(), averages)
-    assert equal(ema._shadow._raw, raw)
-    assert counts_of(ema) == counts
+    assert equal(probe.raw_weights(ema), raw)
+    assert probe.counts(ema) == counts
 
 
 def test_what_refuses_a_damaged_file_takes_the_whole_one(trained):
@@ -706,7 +695,7 @@ def test_what_refuses_a_damaged_file_takes_the_whole_one(trained):
     again = EMA(0.9)
     other = fresh(models.dense, again)
     other.load_weights(donor)
-    assert counts_of(again)[:1] == [6]
+    assert probe.counts(again).now == 6
 
 
 def test_the_average_of_another_choice_of_weights_is_refused(trained):

@@ -1,0 +1,104 @@
+"""What no public name tells of a callback: the only private access of tests."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy
+
+Arrays = list[numpy.ndarray]
+
+
+class Counts(NamedTuple):
+    """What a callback has counted for its model.
+
+    Args:
+        now: Optimizer steps that were made.
+        epochs: Epochs that have ended.
+        pending: Steps, or epochs, since the last sample.
+        last: The time of the last sample.
+        averaged: Optimizer steps, or samples, that the average covers.
+        skipped: Updates that were left out.
+    """
+
+    now: int
+    epochs: int
+    pending: int
+    last: int
+    averaged: int
+    skipped: int
+
+
+def counts(average: Any) -> Counts:
+    """All counts of a callback."""
+    running, shadow = average._running, average._shadow
+    times = (running.clock.now, running.epochs, running._pending)
+    return Counts(*times, *(shadow.counters if shadow else (0, 0, 0)))
+
+
+def has_begun(average: Any) -> bool:
+    """Whether there are averages, of no step yet or of some."""
+    return average._shadow is not None
+
+
+def is_in_model(average: Any) -> bool:
+    """Whether the average was put in the model and not taken out since."""
+    return average._is_in_model()
+
+
+def is_held(average: Any) -> bool:
+    """Whether the weights of the model are the average."""
+    return average._shadow.is_held()
+
+
+def raw_weights(average: Any) -> Arrays:
+    """The raw values of the averaged weights, while the average is in."""
+    return [*map(keras.ops.convert_to_numpy, raw_tensors(average))]
+
+
+def raw_tensors(average: Any) -> list[Any]:
+    """The same, as the tensors or arrays that are kept."""
+    return average._shadow._raw
+
+
+def tensors(average: Any) -> list[Any]:
+    """Copies of the averages, as tensors of the backend."""
+    return average._shadow.averages.read()
+
+
+def stored(average: Any) -> list[tuple[Any, Any]]:
+    """Each averaged variable's value on JAX, and the array of its average."""
+    averages = average._shadow.averages
+    arrays = averages._packing.unpack(averages._arrays)
+    return list(zip(averages._variables, arrays, strict=True))
+
+
+def buffers(average: Any) -> list[Any]:
+    """The arrays or tensors in which the averages lie."""
+    averages = average._shadow.averages
+    return getattr(averages, "_arrays", None) or averages._averages
+
+
+def kept(average: Any) -> dict[str, Arrays]:
+    """What a method keeps besides its average, by name."""
+    shadow = average._shadow
+    if shadow is None or not shadow._plan.kept(shadow.steps):
+        return {}
+    return {
+        name: [*map(keras.ops.convert_to_numpy, arrays)]
+        for name, arrays in shadow.averages.kept().items()
+    }
+
+
+def variables(average: Any) -> list[Any]:
+    """The averaged Keras variables."""
+    return average._shadow._variables
+
+
+def program(average: Any) -> str:
+    """What XLA makes of an update on JAX."""
+    averages = average._shadow.averages
+    weights = [variable.value for variable in averages._variables]
+    update = averages._update.lower(
+        averages._arrays, averages._counters, weights, 1, None, 1
+    )
+    return update.compile().as_text()
