@@ -1,6 +1,7 @@
 """Who may import whom, what is public, and what an import brings along."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,578 +12,156 @@ import keras_wavg
 from keras_wavg.schedules import Uniform
 
 PACKAGE = Path(keras_wavg.__file__).parent
-ROOMS = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+BACKENDS = {"jax", "tensorflow", "torch"}
+
+# What the live and the saved side have in common.
+NEUTRAL = "arguments atomic horizon profile schedules"
+# Folders and modules, and what they may import besides each other and the
+# standard library. What is ours stands in a row above. A new folder or module
+# needs a place here; what lies in a folder has it already.
+MAY_IMPORT = {
+    NEUTRAL: "numpy",
+    "files": f"{NEUTRAL} numpy",
+    "learning_rates": f"{NEUTRAL} keras",
+    "adapters clock hooks plan sampling state": f"{NEUTRAL} keras numpy",
+    "saveable": "keras numpy h5py",
+    "backend": "schedules clock keras numpy jax tensorflow torch",
+    "samples": "atomic schedules clock saveable backend keras numpy",
+    "batchnorm": "arguments backend keras numpy",
+    "ensemble": "arguments backend samples keras numpy",
+    "running shadow": "arguments adapters backend clock hooks plan state "
+    "keras numpy",
+    "callbacks": f"{NEUTRAL} running shadow plan sampling saveable backend "
+    "samples batchnorm ensemble keras numpy",
+    "plots": "arguments profile ensemble keras numpy matplotlib",
+    "soup": "arguments files batchnorm ensemble rich",
+    "cli": "profile files numpy rich typer",
+    "__main__": "cli",
+    "__init__": "horizon profile learning_rates files batchnorm callbacks "
+    "plots soup",
+}
+# These bring both sides together.
+FRONT = {"__init__", "__main__", "cli", "soup"}
 
 DOCUMENTED = (ast.ClassDef, ast.FunctionDef)
-
-# A room may import what stands here, and the standard library.
-MAY_IMPORT = {
-    "__init__.py": {
-        "keras_wavg.batchnorm",
-        "keras_wavg.callbacks.bema",
-        "keras_wavg.callbacks.ema",
-        "keras_wavg.callbacks.evaluator",
-        "keras_wavg.callbacks.fge",
-        "keras_wavg.callbacks.lawa",
-        "keras_wavg.callbacks.lookahead",
-        "keras_wavg.callbacks.power_ema",
-        "keras_wavg.callbacks.swa",
-        "keras_wavg.callbacks.swag",
-        "keras_wavg.files.average",
-        "keras_wavg.files.coefficients",
-        "keras_wavg.files.inspection",
-        "keras_wavg.files.select",
-        "keras_wavg.files.synthesis",
-        "keras_wavg.horizon",
-        "keras_wavg.learning_rates",
-        "keras_wavg.plots",
-        "keras_wavg.profile",
-        "keras_wavg.soup",
-    },
-    "__main__.py": {
-        "keras_wavg.cli",
-    },
-    "cli/__init__.py": {
-        "typer",
-        "keras_wavg.cli.average",
-        "keras_wavg.cli.inspect",
-        "keras_wavg.cli.synthesize",
-    },
-    "cli/average.py": {
-        "typer",
-        "keras_wavg.cli.terminal",
-        "keras_wavg.files.average",
-        "keras_wavg.files.coefficients",
-        "keras_wavg.files.select",
-    },
-    "cli/inspect.py": {
-        "typer",
-        "keras_wavg.cli.terminal",
-        "keras_wavg.files.inspection",
-    },
-    "cli/synthesize.py": {
-        "numpy",
-        "typer",
-        "keras_wavg.cli.terminal",
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.synthesis",
-        "keras_wavg.profile",
-    },
-    "cli/terminal.py": {
-        "rich",
-        "typer",
-        "keras_wavg.files.streaming",
-    },
-    "files/__init__.py": set(),
-    "files/archive.py": {
-        "keras_wavg.files.source",
-    },
-    "files/average.py": {
-        "numpy",
-        "keras_wavg.atomic",
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.checksum",
-        "keras_wavg.files.factors",
-        "keras_wavg.files.output",
-        "keras_wavg.files.plan",
-        "keras_wavg.files.report",
-        "keras_wavg.files.shards",
-        "keras_wavg.files.streaming",
-        "keras_wavg.files.summing",
-    },
-    "files/checkpoint.py": {
-        "keras_wavg.files.hdf5.reading",
-        "keras_wavg.files.hdf5.structure",
-        "keras_wavg.files.hdf5.window",
-        "keras_wavg.files.shards",
-        "keras_wavg.files.source",
-    },
-    "files/checksum.py": {
-        "numpy",
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.hdf5.structure",
-        "keras_wavg.files.numbers",
-        "keras_wavg.files.streaming",
-    },
-    "files/coefficients.py": {
-        "keras_wavg.arguments",
-    },
-    "files/comparison.py": {
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.hdf5.structure",
-    },
-    "files/factors.py": {
-        "keras_wavg.arguments",
-    },
-    "files/hdf5/__init__.py": set(),
-    "files/hdf5/attributes.py": {
-        "keras_wavg.files.hdf5.datatypes",
-        "keras_wavg.files.hdf5.window",
-    },
-    "files/hdf5/datatypes.py": set(),
-    "files/hdf5/dense.py": {
-        "keras_wavg.files.hdf5.window",
-    },
-    "files/hdf5/groups.py": {
-        "keras_wavg.files.hdf5.window",
-    },
-    "files/hdf5/headers.py": {
-        "keras_wavg.files.hdf5.window",
-    },
-    "files/hdf5/links.py": {
-        "keras_wavg.files.hdf5.dense",
-        "keras_wavg.files.hdf5.window",
-    },
-    "files/hdf5/reading.py": {
-        "keras_wavg.files.hdf5.attributes",
-        "keras_wavg.files.hdf5.datatypes",
-        "keras_wavg.files.hdf5.groups",
-        "keras_wavg.files.hdf5.headers",
-        "keras_wavg.files.hdf5.links",
-        "keras_wavg.files.hdf5.structure",
-        "keras_wavg.files.hdf5.window",
-        "keras_wavg.files.source",
-    },
-    "files/hdf5/structure.py": {
-        "keras_wavg.files.hdf5.datatypes",
-    },
-    "files/hdf5/window.py": {
-        "keras_wavg.files.source",
-    },
-    "files/hdf5/writing.py": {
-        "keras_wavg.files.hdf5.attributes",
-        "keras_wavg.files.hdf5.datatypes",
-        "keras_wavg.files.hdf5.groups",
-        "keras_wavg.files.hdf5.headers",
-        "keras_wavg.files.hdf5.reading",
-        "keras_wavg.files.hdf5.structure",
-        "keras_wavg.files.hdf5.window",
-    },
-    "files/inspection.py": {
-        "numpy",
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.checksum",
-        "keras_wavg.files.comparison",
-        "keras_wavg.files.hdf5.structure",
-        "keras_wavg.files.numbers",
-        "keras_wavg.files.report",
-        "keras_wavg.files.source",
-        "keras_wavg.files.streaming",
-        "keras_wavg.profile",
-    },
-    "files/numbers.py": {
-        "numpy",
-    },
-    "files/output.py": {
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.hdf5.structure",
-        "keras_wavg.files.hdf5.writing",
-        "keras_wavg.files.shards",
-    },
-    "files/plan.py": {
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.comparison",
-        "keras_wavg.files.factors",
-        "keras_wavg.files.hdf5.structure",
-        "keras_wavg.files.numbers",
-    },
-    "files/report.py": {
-        "keras_wavg.files.source",
-    },
-    "files/select.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.report",
-    },
-    "files/shards.py": {
-        "keras_wavg.files.source",
-    },
-    "files/source.py": set(),
-    "files/streaming.py": {
-        "keras_wavg.files.hdf5.structure",
-    },
-    "files/summing.py": {
-        "numpy",
-        "keras_wavg.files.checksum",
-        "keras_wavg.files.numbers",
-        "keras_wavg.files.output",
-        "keras_wavg.files.plan",
-        "keras_wavg.files.streaming",
-    },
-    "files/solution.py": {
-        "numpy",
-        "keras_wavg.profile",
-    },
-    "files/synthesis.py": {
-        "numpy",
-        "keras_wavg.files.average",
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.report",
-        "keras_wavg.files.solution",
-        "keras_wavg.horizon",
-        "keras_wavg.profile",
-    },
-    "soup/__init__.py": {
-        "keras_wavg.soup.greedy",
-    },
-    "soup/greedy.py": {
-        "rich",
-        "keras_wavg.ensemble",
-        "keras_wavg.files.average",
-        "keras_wavg.soup.report",
-        "keras_wavg.soup.tasting",
-    },
-    "soup/report.py": {
-        "keras_wavg.files.report",
-    },
-    "soup/tasting.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.batchnorm",
-        "keras_wavg.files.average",
-        "keras_wavg.files.checkpoint",
-        "keras_wavg.files.report",
-    },
-    "schedules.py": {
-        "numpy",
-    },
-    "profile.py": {
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.schedules",
-    },
-    "horizon.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.profile",
-        "keras_wavg.schedules",
-    },
-    "clock.py": {
-        "keras",
-    },
-    "sampling.py": set(),
-    "arguments.py": set(),
-    "plan.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.profile",
-        "keras_wavg.sampling",
-    },
-    "learning_rates.py": {
-        "keras",
-        "keras_wavg.arguments",
-    },
-    "batchnorm/__init__.py": {
-        "keras_wavg.batchnorm.measurement",
-    },
-    "batchnorm/measurement.py": {
-        "keras",
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.backend",
-        "keras_wavg.batchnorm.moments",
-        "keras_wavg.batchnorm.probe",
-    },
-    "batchnorm/moments.py": {
-        "numpy",
-    },
-    "batchnorm/probe.py": {
-        "keras",
-    },
-    "plots/__init__.py": {
-        "matplotlib",
-        "keras_wavg.plots.contours",
-        "keras_wavg.plots.history",
-        "keras_wavg.plots.plane",
-        "keras_wavg.plots.profiles",
-    },
-    "plots/contours.py": {
-        "matplotlib",
-        "numpy",
-        "keras_wavg.plots.plane",
-        "keras_wavg.plots.style",
-        "keras_wavg.plots.weight_space",
-    },
-    "plots/history.py": {
-        "matplotlib",
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.plots.style",
-    },
-    "plots/plane.py": {
-        "keras",
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.ensemble",
-        "keras_wavg.plots.weight_space",
-    },
-    "plots/profiles.py": {
-        "matplotlib",
-        "numpy",
-        "keras_wavg.plots.style",
-        "keras_wavg.profile",
-    },
-    "plots/style.py": {
-        "matplotlib",
-    },
-    "plots/weight_space.py": {
-        "keras",
-        "numpy",
-    },
-    "backend/__init__.py": {
-        "keras",
-        "keras_wavg.schedules",
-    },
-    "backend/counting.py": {
-        "keras",
-        "keras_wavg.schedules",
-    },
-    "backend/packing.py": {
-        "keras",
-    },
-    "backend/several.py": {
-        "keras_wavg.backend",
-        "keras_wavg.backend.counting",
-        "keras_wavg.clock",
-        "keras_wavg.schedules",
-    },
-    "backend/jax.py": {
-        "jax",
-        "numpy",
-        "keras_wavg.backend",
-        "keras_wavg.backend.counting",
-        "keras_wavg.backend.packing",
-        "keras_wavg.clock",
-        "keras_wavg.schedules",
-    },
-    "backend/tensorflow.py": {
-        "numpy",
-        "tensorflow",
-        "keras_wavg.backend.counting",
-        "keras_wavg.backend.packing",
-        "keras_wavg.clock",
-        "keras_wavg.schedules",
-    },
-    "backend/arrivals.py": {
-        "torch",
-    },
-    "backend/torch.py": {
-        "keras",
-        "torch",
-        "keras_wavg.backend.arrivals",
-        "keras_wavg.backend.counting",
-        "keras_wavg.clock",
-        "keras_wavg.schedules",
-    },
-    "samples/__init__.py": set(),
-    "samples/collection.py": {
-        "keras",
-        "numpy",
-        "keras_wavg.backend",
-        "keras_wavg.backend.counting",
-        "keras_wavg.clock",
-    },
-    "samples/bema.py": {
-        "numpy",
-        "keras_wavg.backend",
-        "keras_wavg.samples.collection",
-        "keras_wavg.schedules",
-    },
-    "samples/window.py": {
-        "numpy",
-        "keras_wavg.samples.collection",
-    },
-    "samples/gaussian.py": {
-        "numpy",
-        "keras_wavg.samples.collection",
-    },
-    "samples/members.py": {
-        "keras_wavg.atomic",
-        "keras_wavg.samples.collection",
-        "keras_wavg.saveable",
-    },
-    "ensemble.py": {
-        "keras",
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.backend",
-        "keras_wavg.samples.collection",
-    },
-    "atomic.py": set(),
-    "state.py": {
-        "keras",
-        "numpy",
-    },
-    "saveable.py": {
-        "h5py",
-        "keras",
-        "numpy",
-    },
-    "adapters.py": {
-        "keras",
-    },
-    "shadow.py": {
-        "keras",
-        "numpy",
-        "keras_wavg.adapters",
-        "keras_wavg.arguments",
-        "keras_wavg.backend",
-        "keras_wavg.backend.counting",
-        "keras_wavg.clock",
-        "keras_wavg.plan",
-        "keras_wavg.state",
-    },
-    "hooks.py": set(),
-    "running.py": {
-        "keras_wavg.backend.counting",
-        "keras_wavg.clock",
-        "keras_wavg.hooks",
-        "keras_wavg.plan",
-        "keras_wavg.shadow",
-        "keras_wavg.state",
-    },
-    "callbacks/__init__.py": set(),
-    "callbacks/averaging.py": {
-        "keras",
-        "numpy",
-        "keras_wavg.atomic",
-        "keras_wavg.callbacks.complaints",
-        "keras_wavg.callbacks.fellows",
-        "keras_wavg.plan",
-        "keras_wavg.profile",
-        "keras_wavg.running",
-        "keras_wavg.saveable",
-        "keras_wavg.shadow",
-    },
-    "callbacks/complaints.py": {
-        "keras_wavg.callbacks.fellows",
-        "keras_wavg.running",
-    },
-    "callbacks/ema.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.callbacks.averaging",
-        "keras_wavg.callbacks.scheduled",
-        "keras_wavg.sampling",
-        "keras_wavg.schedules",
-    },
-    "callbacks/bema.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.callbacks.averaging",
-        "keras_wavg.plan",
-        "keras_wavg.profile",
-        "keras_wavg.samples.bema",
-        "keras_wavg.sampling",
-    },
-    "callbacks/evaluator.py": {
-        "keras",
-        "keras_wavg.arguments",
-        "keras_wavg.backend",
-        "keras_wavg.callbacks.averaging",
-        "keras_wavg.callbacks.fellows",
-        "keras_wavg.shadow",
-    },
-    "callbacks/power_ema.py": {
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.backend.several",
-        "keras_wavg.callbacks.averaging",
-        "keras_wavg.ensemble",
-        "keras_wavg.plan",
-        "keras_wavg.profile",
-        "keras_wavg.sampling",
-        "keras_wavg.schedules",
-    },
-    "callbacks/lookahead.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.callbacks.averaging",
-        "keras_wavg.callbacks.scheduled",
-        "keras_wavg.sampling",
-        "keras_wavg.schedules",
-    },
-    "callbacks/scheduled.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.backend",
-        "keras_wavg.plan",
-        "keras_wavg.profile",
-        "keras_wavg.sampling",
-        "keras_wavg.schedules",
-    },
-    "callbacks/fellows.py": set(),
-    "callbacks/epochs.py": {
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.batchnorm",
-        "keras_wavg.callbacks.averaging",
-        "keras_wavg.plan",
-        "keras_wavg.profile",
-        "keras_wavg.sampling",
-        "keras_wavg.shadow",
-    },
-    "callbacks/swa.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.backend",
-        "keras_wavg.callbacks.epochs",
-        "keras_wavg.schedules",
-    },
-    "callbacks/lawa.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.callbacks.epochs",
-        "keras_wavg.profile",
-        "keras_wavg.samples.window",
-    },
-    "callbacks/swag.py": {
-        "numpy",
-        "keras_wavg.arguments",
-        "keras_wavg.callbacks.epochs",
-        "keras_wavg.ensemble",
-        "keras_wavg.samples.gaussian",
-    },
-    "callbacks/fge.py": {
-        "keras_wavg.arguments",
-        "keras_wavg.callbacks.averaging",
-        "keras_wavg.ensemble",
-        "keras_wavg.plan",
-        "keras_wavg.samples.members",
-        "keras_wavg.sampling",
-    },
-}
+MOST_LINES_OF_A_FUNCTION = 30
+MOST_LINES_OF_A_FILE = 200
 
 
-def is_room(module: str) -> bool:
-    """Whether it is a module of the package."""
-    path = PACKAGE.parent.joinpath(*module.split("."))
-    return path.is_dir() or path.with_suffix(".py").is_file()
+def sources(package=PACKAGE):
+    """The text of each file, by its path in the package."""
+    paths = sorted(package.rglob("*.py"))
+    return {path.relative_to(package): path.read_text() for path in paths}
 
 
-def imports(source: str) -> set[str]:
-    """Modules that a source imports, outside the standard library."""
-    found = set()
+def home(path):
+    """The folder or module, right in the package, that a file belongs to."""
+    return path.parts[0].removesuffix(".py")
+
+
+@functools.cache
+def imports(source):
+    """What a source imports: a package, or a part of ours, or a relative name.
+
+    The standard library is left out.
+    """
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {n if is_room(n) else node.module for n in names}
-    roots = {
-        name if name.startswith("keras_wavg") else name.split(".")[0]
-        for name in found
+            module = "." * node.level + (node.module or "")
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return {root for name in names if (root := root_of(name))}
+
+
+def root_of(name):
+    """What a dotted name belongs to; nothing if to the standard library."""
+    first, *rest = name.split(".")
+    if first == "keras_wavg":
+        # Some of ours are called as modules of Python: `profile`.
+        return rest[0] if rest else first
+    return None if first in sys.stdlib_module_names else first or name
+
+
+def allowed():
+    """What each folder and module may import, itself among it."""
+    return {
+        name: set(f"{group} {others}".split())
+        for group, others in MAY_IMPORT.items()
+        for name in group.split()
     }
-    return roots - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("room", ROOMS, ids=str)
-def test_a_room_imports_only_what_it_may(room):
-    received = imports((PACKAGE / room).read_text())
-    assert received <= MAY_IMPORT[room.as_posix()]
+def forbidden_imports(package=PACKAGE):
+    """Of each file what it imports and must not; `None` if it has no row."""
+    may_import, found = allowed(), {}
+    for path, source in sources(package).items():
+        if home(path) not in may_import:
+            found[path.as_posix()] = None
+        elif wrong := imports(source) - may_import[home(path)]:
+            found[path.as_posix()] = wrong
+    return found
 
 
-def test_the_table_names_every_room_and_no_other():
-    assert {room.as_posix() for room in ROOMS} == set(MAY_IMPORT)
+def test_a_file_imports_only_what_its_folder_may():
+    assert forbidden_imports() == {}
 
 
-def test_a_forbidden_import_would_be_found():
-    source = "if x:\n  import torch.nn\n  from keras_wavg.shadow import Shadow"
-    assert imports(source) == {"torch", "keras_wavg.shadow"}
+def test_the_table_names_nothing_that_is_not_there():
+    assert set(allowed()) == {home(path) for path in sources()}
 
 
-def code_lines(source: str, node: ast.AST) -> int:
+def test_what_is_ours_and_may_be_imported_stands_in_a_row_above():
+    known = set()
+    for group, others in MAY_IMPORT.items():
+        assert set(others.split()) & set(allowed()) <= known, group
+        known |= set(group.split())
+
+
+def test_a_forbidden_import_is_found(tmp_path):
+    faults = {
+        "files/new.py": ("def f():\n import keras.ops, os", {"keras"}),
+        "files/hdf5/new.py": ("if 1:\n import h5py, ast", {"h5py"}),
+        "files/live.py": ("from keras_wavg import clock", {"clock"}),
+        "callbacks/new.py": ("from keras_wavg.files.plan import a", {"files"}),
+        "shadow.py": ("from torch.nn import Linear", {"torch"}),
+        "state.py": ("from keras_wavg import EMA", {"EMA"}),
+        "clock.py": ("import keras_wavg", {"keras_wavg"}),
+        "backend/new.py": ("from keras_wavg import profile", {"profile"}),
+        "plan.py": ("from . import shadow", {"..shadow"}),
+        "new.py": ("import math", None),
+        "new/__init__.py": ("", None),
+    }
+    sound = {
+        "files/sound.py": "import os, numpy\nfrom keras_wavg import atomic",
+        "backend/sound.py": "from jax import numpy, lax",
+    }
+    texts = sound | {name: source for name, (source, _) in faults.items()}
+    for name, text in texts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    expected = {name: wrong for name, (_, wrong) in faults.items()}
+    assert forbidden_imports(tmp_path) == expected
+
+
+def test_a_file_knows_one_backend_at_most():
+    for path, source in sources().items():
+        assert len(imports(source) & BACKENDS) <= 1, path
+
+
+def test_live_and_saved_averages_do_not_know_each_other():
+    ours = set(allowed()) - set(NEUTRAL.split())
+    for path, source in sources().items():
+        known = imports(source) & ours
+        if home(path) == "files":
+            assert known <= {"files"}, path
+        elif home(path) not in FRONT:
+            assert "files" not in known, path
+
+
+def code_lines(source, node):
     """Lines of a module or function that are neither blank, comment nor doc."""
     body = node.body[ast.get_docstring(node) is not None :]
     if not body:
@@ -591,19 +170,41 @@ def code_lines(source: str, node: ast.AST) -> int:
     return sum(bool(text) and text[0] != "#" for text in map(str.strip, lines))
 
 
-@pytest.mark.parametrize("room", ROOMS, ids=str)
-def test_no_file_and_no_function_is_long(room):
-    source = (PACKAGE / room).read_text()
+def long_functions(source):
+    """Names of functions that have too many lines, and how many."""
+    return [
+        (node.name, code_lines(source, node))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        and code_lines(source, node) > MOST_LINES_OF_A_FUNCTION
+    ]
+
+
+def code_lines_of_file(source):
+    """Lines of a file without those of any docstring."""
     tree = ast.parse(source)
-    long = {
-        node.name: code_lines(source, node)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and code_lines(source, node) > 30
-    }
-    assert long == {}
     inside = [n for n in ast.walk(tree) if isinstance(n, DOCUMENTED)]
     docs = sum(len((ast.get_docstring(n) or "").splitlines()) for n in inside)
-    assert code_lines(source, tree) - docs <= 200
+    return code_lines(source, tree) - docs
+
+
+def test_no_function_is_long():
+    for path, source in sources().items():
+        assert long_functions(source) == [], path
+
+
+def test_no_file_is_long():
+    lines = {p: code_lines_of_file(source) for p, source in sources().items()}
+    most = MOST_LINES_OF_A_FILE
+    assert {p: count for p, count in lines.items() if count > most} == {}
+
+
+def test_long_functions_and_files_are_found():
+    body = [" # comment", "", *(f" x = {n}" for n in range(31))]
+    lines = ['"""Doc."""', "def f():", ' """Doc.', ' More."""', *body]
+    assert long_functions("\n".join(lines)) == [("f", 31)]
+    assert long_functions("\n".join(lines[:-1])) == []
+    assert code_lines_of_file("\n".join(lines)) == 32
 
 
 def test_every_public_name_can_be_had_and_nothing_else_is_offered():
@@ -614,39 +215,29 @@ def test_every_public_name_can_be_had_and_nothing_else_is_offered():
         _ = keras_wavg.SMA
 
 
-@pytest.mark.parametrize("room", ["files.average", "soup", "cli"])
-def test_saved_weights_need_neither_keras_nor_h5py(room):
-    code = (
-        f"import sys, keras_wavg.{room};"
-        "print(sorted({'keras', 'h5py'} & set(sys.modules)))"
-    )
+def modules_after_importing(*names):
+    """The modules that a process has after it has imported some."""
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == "[]"
-
-
-def test_live_and_saved_averages_do_not_know_each_other():
-    for room, names in MAY_IMPORT.items():
-        if room.startswith(("__", "soup/", "cli/")):
-            continue
-        saved = room.startswith("files/")
-        known = {name for name in names if name.startswith("keras_wavg.")}
-        known -= {
-            f"keras_wavg.{n}"
-            for n in ("arguments", "atomic", "profile", "schedules", "horizon")
-        }
-        inside = {name.startswith("keras_wavg.files") for name in known}
-        assert inside <= {saved}, room
+    return set(run.stdout.split())
 
 
 def test_importing_the_package_imports_no_backend():
-    heavy = "{'keras', 'tensorflow', 'jax', 'torch', 'numpy'}"
-    code = f"import sys, keras_wavg; print(sorted({heavy} & set(sys.modules)))"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "[]"
+    heavy = {"keras", "h5py", "numpy", *BACKENDS}
+    assert not heavy & modules_after_importing("keras_wavg")
+
+
+def test_saved_weights_need_neither_keras_nor_h5py_nor_a_backend():
+    saved = [
+        ".".join(("keras_wavg", *path.with_suffix("").parts))
+        for path in sources()
+        if home(path) in {"files", "soup", "cli"}
+    ]
+    found = modules_after_importing(*saved)
+    assert set(saved) <= found
+    assert not {"keras", "h5py", *BACKENDS} & found
 
 
 def test_another_backend_is_refused_with_what_to_do(monkeypatch):

@@ -1,11 +1,11 @@
-"""The README is true: its code runs, and the tests that it names exist."""
+"""Documentation is complete, and what it names exists."""
 
 import doctest
-import importlib
 import inspect
 import re
 from pathlib import Path
 
+import docstrings
 import pytest
 
 import keras_wavg
@@ -13,63 +13,6 @@ from keras_wavg import coefficients, plots
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-
-
-def python_blocks() -> str:
-    """The README's Python, each line at its own line number."""
-    lines, inside = [], False
-    for line in README.splitlines():
-        fence = line.startswith("```")
-        lines.append(line if inside and not fence else "")
-        inside = line.startswith("```python") if fence else inside
-    return "\n".join(lines)
-
-
-def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code = python_blocks()
-    assert code.count("EMA(") >= 2
-    exec(compile(code, "README.md", "exec"), {"__name__": "README"})  # noqa: S102
-
-
-@pytest.mark.parametrize(
-    "room",
-    [
-        "schedules",
-        "learning_rates",
-        "batchnorm.measurement",
-        "callbacks.ema",
-        "callbacks.swa",
-        "callbacks.bema",
-        "callbacks.evaluator",
-        "callbacks.power_ema",
-        "callbacks.lawa",
-        "callbacks.swag",
-        "callbacks.fge",
-        "soup.greedy",
-        "files.average",
-        "files.checkpoint",
-        "files.coefficients",
-        "files.inspection",
-        "files.numbers",
-        "horizon",
-        "plots.contours",
-        "plots.history",
-        "plots.plane",
-        "plots.profiles",
-        "profile",
-        "files.select",
-        "files.hdf5.attributes",
-        "files.hdf5.datatypes",
-    ],
-)
-@pytest.mark.usefixtures("figures")
-def test_docstring_examples_run(room):
-    module = importlib.import_module(f"keras_wavg.{room}")
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0
-
 
 PUBLIC = {
     f"{home.__name__}.{name}": getattr(home, name)
@@ -82,29 +25,79 @@ PUBLIC = {
 }
 
 
-def lacking(documented) -> list[str]:
+@pytest.mark.usefixtures("figures")
+def test_docstring_examples_that_train_nothing_run():
+    """Those that train do in `slow/live/test_readme.py`."""
+    tests = {
+        name: test
+        for name, test in docstrings.examples().items()
+        if not docstrings.trains(test)
+    }
+    assert tests
+    assert docstrings.failures(tests) == []
+
+
+def test_every_public_example_is_among_those_that_are_run():
+    shown = {
+        f"{public.__module__}.{public.__qualname__}"
+        for public in PUBLIC.values()
+        if ">>> " in public.__doc__
+    }
+    assert shown
+    assert shown <= docstrings.examples().keys()
+
+
+def test_an_example_that_is_wrong_is_found():
+    parser = doctest.DocTestParser()
+    tests = {
+        name: parser.get_doctest(source, {}, name, None, 0)
+        for name, source in {"right": ">>> 1\n1", "wrong": ">>> 1\n2"}.items()
+    }
+    assert docstrings.failures(tests) == ["wrong"]
+
+
+def lacking(text, signature) -> list[str]:
     """What a docstring of this signature should have and does not."""
-    text = inspect.getdoc(documented) or ""
-    signature = inspect.signature(documented)
     wanted = [f"{n}:" for n in signature.parameters if n != "self"]
     wanted += ["Args:"] * bool(wanted)
     returned = signature.return_annotation
-    if not isinstance(documented, type) and returned not in {None, "None"}:
+    if returned not in {None, "None"}:
         wanted.append("Yields:" if "Iterator" in str(returned) else "Returns:")
     return [part for part in wanted if part not in text]
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_tells_what_it_takes_and_gives(name):
-    public = PUBLIC[name]
-    assert "Example:" in public.__doc__
-    assert lacking(public) == []
-    for method, _ in inspect.getmembers(public, inspect.isroutine):
-        documented = getattr(public, method)
+def undocumented(documented) -> list[str]:
+    """What the docstring of a class, function or method should have."""
+    signature = inspect.signature(documented)
+    if isinstance(documented, type):
+        signature = signature.replace(return_annotation=None)
+    return lacking(inspect.getdoc(documented) or "", signature)
+
+
+def public_methods(public):
+    """Methods of ours that a user calls, by name."""
+    for method, documented in inspect.getmembers(public, inspect.isroutine):
         home = getattr(documented, "__module__", None) or ""
         hidden = method.startswith(("_", "on_"))
         if home.startswith("keras_wavg") and not hidden:
-            assert lacking(documented) == [], method
+            yield method, documented
+
+
+def test_every_public_name_tells_what_it_takes_and_gives():
+    for name, public in PUBLIC.items():
+        assert "Example:" in public.__doc__, name
+        assert undocumented(public) == [], name
+        for method, documented in public_methods(public):
+            assert undocumented(documented) == [], f"{name}.{method}"
+
+
+def test_what_a_docstring_lacks_is_found():
+    def documented(self, first, second) -> int: ...
+
+    signature = inspect.signature(documented)
+    text = "Do.\n\nArgs:\n    first: Integer."
+    assert lacking(text, signature) == ["second:", "Returns:"]
+    assert lacking("", signature) == ["first:", "second:", "Args:", "Returns:"]
 
 
 def test_every_test_that_the_readme_names_exists():

@@ -1,12 +1,10 @@
 """A horizon is the same average, in whatever unit it is told."""
 
-import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import clock
 
-from keras_wavg import EMA, Profile, decay_from
+from keras_wavg import Profile, decay_from
 
 
 def test_half_lives_are_told_in_steps_epochs_and_samples():
@@ -33,21 +31,6 @@ def test_an_average_has_the_width_that_its_decay_was_made_from(
     assert Profile.ema(decay, steps).sigma_rel == pytest.approx(
         sigma_rel, rel=1e-6
     )
-
-
-def average_time(decay, steps):
-    """How much of a training is over for the average at its end."""
-    model, ema = clock(steps), EMA(decay)
-    x = numpy.zeros((steps, 1), "float32")
-    model.fit(x, batch_size=1, verbose=0, callbacks=[ema])
-    return float(ema.get_weights()[0])
-
-
-def test_a_training_with_larger_batches_averages_as_many_samples():
-    small = average_time(0.99, steps=800)
-    large = average_time(decay_from(decay=0.99, batch_size_ratio=8), steps=100)
-    assert large == pytest.approx(small, abs=5e-3)
-    assert average_time(0.99, steps=100) < small - 0.1
 
 
 @pytest.mark.parametrize(

@@ -82,19 +82,3 @@ def test_textbook_coefficient_is_one_minus_decay():
 
 def test_half_of_the_past_is_forgotten_in_a_half_life():
     assert decay_from_half_life(100) ** 100 == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999, 0.99999])
-@pytest.mark.parametrize("decays", [ConstantDecay, WarmUpDecay])
-def test_float32_coefficients_on_the_device_are_those_of_float64(decays, decay):
-    import keras
-
-    for schedule in (BiasCorrected(decays(decay)), FromInitial(decays(decay))):
-        for steps, interval in ((1, 1), (2, 1), (50, 1), (40, 4), (10**6, 10)):
-            expected = schedule.coefficient(float(steps), float(interval))
-            tensors = (
-                keras.ops.convert_to_tensor(float(n), "float32")
-                for n in (steps, interval)
-            )
-            received = schedule.coefficient(*tensors, keras.ops)
-            assert float(received) == pytest.approx(float(expected), rel=1e-6)
