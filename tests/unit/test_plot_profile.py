@@ -181,7 +181,7 @@ def test_the_legend_names_each_with_its_numbers():
     ]
 
 
-def test_ten_profiles_look_different_and_have_room():
+def test_ten_profiles_look_different_and_have_space():
     profiles = {
         f"PowerEMA({width:.2f})": Profile.power(width, STEPS)
         for width in numpy.linspace(0.02, 0.28, 10)
@@ -207,7 +207,7 @@ def test_the_picture_is_drawn_on_the_axes_given():
     assert new.figure is not ax.figure
 
 
-def test_a_second_picture_on_the_same_axes_makes_room_for_itself():
+def test_a_second_picture_on_the_same_axes_makes_space_for_itself():
     ax = plot_profile(Profile.ema(0.9, 10))
     plot_profile(Profile.ema(0.5, 100), ax=ax)
     assert ax.get_xlim()[1] == pytest.approx(102)
