@@ -12,6 +12,10 @@ from keras_wavg import EMA, AverageEvaluator
 X, Y = data(3)
 
 
+def fit(model, *callbacks):
+    return model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[*callbacks])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -62,12 +66,10 @@ def test_numpy_numbers_are_numbers():
 
 
 def test_an_include_that_matches_nothing_names_the_paths_there_are():
+    ema = EMA(include="no such weight")
+    ema.set_model(models.dense())
     with pytest.raises(ValueError, match=r"`include` must match .*kernel"):
-        fit(compiled(models.dense()), EMA(include="no such weight"))
-
-
-def fit(model, *callbacks):
-    return model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[*callbacks])
+        ema.update()
 
 
 def test_two_swapping_averages_are_refused_before_training():
@@ -80,9 +82,9 @@ def test_two_swapping_averages_are_refused_before_training():
 
 def test_two_swapping_averages_are_refused_in_evaluate():
     model, first, second = compiled(models.dense()), EMA(0.9), EMA(0.99)
-    fit(model, first)
-    first.restore()
-    fit(model, second)
+    for average in (first, second):
+        average.set_model(model)
+        average.update()
     with pytest.raises(ValueError, match="At most one average"):
         model.evaluate(X, Y, verbose=0, callbacks=[first, second])
 
@@ -93,8 +95,13 @@ def test_the_same_average_twice_in_a_list_is_refused():
         fit(compiled(models.dense()), ema, ema)
 
 
-def test_a_list_of_callbacks_can_be_used_again():
-    model, ema = compiled(models.dense()), EMA(0.9)
+@pytest.fixture(scope="module")
+def model():
+    return compiled(models.dense())
+
+
+def test_a_list_of_callbacks_can_be_used_again(model):
+    ema = EMA(0.9)
     evaluator = AverageEvaluator(X, Y, averages=[ema])
     both = keras.callbacks.CallbackList(
         [ema, evaluator],
@@ -111,8 +118,8 @@ def test_a_list_of_callbacks_can_be_used_again():
     assert probe.counts(ema).averaged == 6
 
 
-def test_an_evaluator_needs_no_parameters_of_a_list():
-    model, ema = compiled(models.dense()), EMA(0.9)
+def test_an_evaluator_needs_no_parameters_of_a_list(model):
+    ema = EMA(0.9)
     evaluator = AverageEvaluator(X, Y, averages=[ema])
     for callback in (ema, evaluator):
         callback.set_model(model)
@@ -158,8 +165,10 @@ def test_there_are_no_weights_before_the_first_update():
 
 
 def test_an_update_of_a_model_that_holds_the_average_is_refused():
-    model, ema = compiled(models.dense()), EMA(0.9)
-    fit(model, ema)
+    model, ema = models.dense(), EMA(0.9)
+    ema.set_model(model)
+    ema.update()
+    ema.apply()
     before = ema.get_weights()
     with pytest.raises(ValueError, match=r"Call `restore\(\)` first"):
         ema.update()

@@ -8,17 +8,42 @@ import models
 import numpy
 import probe
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from models import BATCH, compiled, data, equal
 
 from keras_wavg import EMA
 
+X, Y = data(4)
 
-def fit(model, *callbacks, epochs=1, **options):
-    x, y = data(4)
-    options = {"batch_size": BATCH, "verbose": 0} | options
-    return model.fit(x, y, epochs=epochs, callbacks=[*callbacks], **options)
+
+def fit(model, *callbacks):
+    model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[*callbacks])
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Some weights are too big to pack. It is trained in each test."""
+    return compiled(models.batch_norm())
+
+
+@pytest.fixture(scope="module")
+def both():
+    """TensorFlow compiles the updates of an average once."""
+    return EMA(0.9), EMA(0.9, bias_correction=False, start=3, swap=False)
+
+
+@pytest.fixture
+def ema(model, both):
+    """An average in the model, as `fit` leaves it there."""
+    fit(model, *both)
+    return both[0]
+
+
+@pytest.fixture
+def beside(ema, both):
+    """Another average, which `fit` has left out of the model."""
+    return both[1]
 
 
 def weights_of(dtype, values):
@@ -41,7 +66,6 @@ def test_apply_and_restore_is_the_identity_bit_for_bit(dtype):
     model, ema = weights_of(dtype, [1.0, 2.0, 3.0]), EMA(0.5)
     ema.set_model(model)
 
-    @settings(max_examples=30, deadline=None)
     @given(averaged=HALVES, raw=HALVES)
     def identity(averaged, raw):
         set_kernel(model, averaged)
@@ -71,39 +95,29 @@ def test_weights_far_apart_from_their_average_come_back(dtype):
     assert equal(model.get_weights(), before)
 
 
-def test_neither_average_nor_raw_weights_share_memory_with_the_model():
+def test_neither_average_nor_raw_weights_share_memory_with_the_model(
+    model, ema, beside
+):
     """JAX gives the model's arrays away to its next jitted step."""
-    model, ema = compiled(models.batch_norm()), EMA(0.9)
-    fit(model, ema)
-    averaged = ema.get_weights()
-    x, y = data(4)
+    averages = ema.get_weights(), beside.get_weights()
     for _ in range(3):
-        model.train_on_batch(x, y)
-        model.test_on_batch(x, y)
-        model.predict_on_batch(x)
-    assert equal(ema.get_weights(), averaged)
+        model.train_on_batch(X, Y)
+        model.test_on_batch(X, Y)
+        model.predict_on_batch(X)
+    fit(model)
+    for average, weights in zip((ema, beside), averages, strict=True):
+        assert equal(average.get_weights(), weights)
     ema.restore()
     raw = model.get_weights()
     for _ in range(2):
         ema.apply()
-        model.train_on_batch(x, y)
+        model.train_on_batch(X, Y)
         ema.restore()
         assert equal(model.get_weights(), raw)
 
 
-def test_the_textbook_average_does_not_share_memory_with_the_model():
-    model = compiled(models.batch_norm())
-    ema = EMA(0.9, bias_correction=False, start=3)
-    fit(model, ema, epochs=2)
-    first = ema.get_weights()
-    fit(model, epochs=1)
-    assert equal(ema.get_weights(), first)
-
-
-def test_weights_do_not_remember_how_they_were_computed():
+def test_weights_do_not_remember_how_they_were_computed(ema):
     """A torch average that records gradients grows with every step."""
-    model, ema = compiled(models.dense()), EMA(0.9)
-    fit(model, ema)
     for value in [*probe.tensors(ema), *probe.raw_tensors(ema)]:
         assert not getattr(value, "requires_grad", False)
 
@@ -118,22 +132,18 @@ def test_a_model_is_not_kept_alive_by_its_average():
     assert reference() is None
 
 
-def test_nested_averages_leave_in_reverse_order():
-    model = compiled(models.dense())
-    fast, slow = EMA(0.1), EMA(0.9, swap=False)
-    fit(model, fast, slow)
+def test_nested_averages_leave_in_reverse_order(model, ema, beside):
     outside = model.get_weights()
-    with slow.applied():
+    with beside.applied():
         assert not equal(model.get_weights(), outside)
         with pytest.raises(ValueError, match="reverse of the order"):
-            fast.restore()
+            ema.restore()
     assert equal(model.get_weights(), outside)
-    fast.restore()
+    ema.restore()
+    assert not equal(model.get_weights(), outside)
 
 
-def test_applying_twice_or_restoring_twice_changes_nothing():
-    model, ema = compiled(models.dense()), EMA(0.9)
-    fit(model, ema)
+def test_applying_twice_or_restoring_twice_changes_nothing(model, ema):
     averaged = model.get_weights()
     ema.apply()
     assert equal(model.get_weights(), averaged)
@@ -141,20 +151,17 @@ def test_applying_twice_or_restoring_twice_changes_nothing():
     raw = model.get_weights()
     ema.restore()
     assert equal(model.get_weights(), raw)
+    assert not equal(raw, averaged)
 
 
-def test_a_context_in_an_applied_average_leaves_it_there():
-    model, ema = compiled(models.dense()), EMA(0.9)
-    fit(model, ema)
+def test_a_context_in_an_applied_average_leaves_it_there(model, ema):
     averaged = model.get_weights()
     with ema.applied():
         pass
     assert equal(model.get_weights(), averaged)
 
 
-def test_an_interrupted_swap_loses_nothing():
-    model, ema = compiled(models.dense()), EMA(0.9)
-    fit(model, ema)
+def test_an_interrupted_swap_loses_nothing(model, ema):
     ema.restore()
     raw = model.get_weights()
     interrupt_after(2, probe.variables(ema))
@@ -180,10 +187,8 @@ class Failing(keras.utils.PyDataset):
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
-def test_training_goes_on_from_the_raw_weights_after_a_failed(name):
+def test_training_goes_on_from_the_raw_weights_after_a_failed(name, model, ema):
     """JAX's trainer still holds the average as the weights of now."""
-    model, ema = compiled(models.batch_norm()), EMA(0.9)
-    fit(model, ema)
     ema.restore()
     raw = model.get_weights()
     # TensorFlow has an error of its own for it.
