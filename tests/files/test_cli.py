@@ -256,9 +256,8 @@ def snapshots(folder):
             profile = Profile.power(sigma_rel, steps)
             value = profile.shares @ profile.times
             path = folder / f"sigma_{sigma_rel}-{steps:05}.weights.h5"
-            weights_files.write(path, {"vars/0": numpy.full(2, value)})
-            with h5py.File(path, "a") as file:
-                file.attrs["keras_wavg_profile"] = profile.to_json()
+            arrays = {"vars/0": numpy.full(2, value)}
+            weights_files.write_snapshot(path, arrays, profile)
 
 
 def test_snapshots_make_an_average_of_another_width(tmp_path):

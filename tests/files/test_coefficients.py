@@ -1,7 +1,5 @@
 """Coefficients are those of their papers, and sum to one."""
 
-import hypothesis
-import hypothesis.strategies as st
 import numpy
 import pytest
 import reference
@@ -19,13 +17,12 @@ ALL = {
 
 
 @pytest.mark.parametrize("name", ALL)
-@hypothesis.given(count=st.integers(1, 200))
-@hypothesis.settings(deadline=None, max_examples=20)
-def test_they_are_shares_of_one(name, count):
-    found = ALL[name](count)
-    assert len(found) == count
-    assert min(found) >= 0
-    assert sum(found) == pytest.approx(1, abs=1e-12)
+def test_they_are_shares_of_one(name):
+    for count in range(1, 201):
+        found = ALL[name](count)
+        assert len(found) == count
+        assert min(found) >= 0
+        assert sum(found) == pytest.approx(1, abs=1e-12)
 
 
 def test_the_numbers_of_the_wsm_paper():

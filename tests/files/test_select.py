@@ -1,9 +1,8 @@
 """Checkpoints are chosen by what Keras' callbacks leave in a folder."""
 
-import keras
-import models
+import numpy
 import pytest
-from models import compiled, data
+import weights_files
 
 from keras_wavg import average_checkpoints, select_checkpoints
 
@@ -17,45 +16,50 @@ def names(selection):
     return [path.name for path in selection]
 
 
-def trained(folder, filepath, epochs=4, **options):
-    """The history of a training with `ModelCheckpoint` and `CSVLogger`."""
-    callbacks = [
-        keras.callbacks.CSVLogger(folder / "log.csv"),
-        keras.callbacks.ModelCheckpoint(
-            folder / filepath, save_weights_only=True, **options
-        ),
-    ]
-    model = compiled(models.dense())
-    fit = model.fit(
-        *data(3),
-        verbose=0,
-        epochs=epochs,
-        validation_data=data(1, seed=1),
-        callbacks=callbacks,
+LOSSES = [0.9, 0.4, 0.6, 0.5]
+
+
+def saved(models, folder, filepath):
+    """What `ModelCheckpoint` and `CSVLogger` leave, called as `fit` does."""
+    model = models.fresh()
+    callbacks = models.keras.callbacks.CallbackList(
+        [
+            models.keras.callbacks.CSVLogger(folder / "log.csv"),
+            models.keras.callbacks.ModelCheckpoint(
+                folder / filepath, save_weights_only=True
+            ),
+        ],
+        model=model,
     )
-    return fit.history
+    callbacks.on_train_begin()
+    for epoch, loss in enumerate(LOSSES):
+        model.set_weights([numpy.full(w.shape, epoch) for w in model.weights])
+        callbacks.on_epoch_end(epoch, {"loss": 1 - loss, "val_loss": loss})
+    callbacks.on_train_end()
 
 
-def test_what_keras_saves_is_chosen_by_the_metric_in_its_names(tmp_path):
+def test_what_keras_saves_is_chosen_by_the_metric_in_its_names(
+    models, tmp_path
+):
     pattern = "{epoch:02d}-{val_loss:.6f}.weights.h5"
-    losses = trained(tmp_path, pattern)["val_loss"]
-    best = sorted(sorted(range(4), key=lambda epoch: losses[epoch])[:2])
+    saved(models, tmp_path, pattern)
     for options in ({}, {"pattern": pattern}, {"log": tmp_path / "log.csv"}):
         selection = select_checkpoints(tmp_path, best=2, **options)
-        assert [c.epoch - 1 for c in selection.chosen] == best
+        assert [c.epoch for c in selection.chosen] == [2, 4]
         assert selection.rule == "the lowest val_loss 2 of 4"
     average_checkpoints(selection, tmp_path / "mean.weights.h5")
+    got = weights_files.read(tmp_path / "mean.weights.h5")
+    assert (got["layers/dense/vars/0"] == 2).all()
     # What came out is in the same folder and does not count.
     assert len(select_checkpoints(tmp_path, best=4)) == 4
 
 
-def test_what_keras_saves_is_chosen_by_the_metric_in_its_log(tmp_path):
-    losses = trained(tmp_path, "w{epoch}.weights.h5")["loss"]
-    worst = max(range(4), key=lambda epoch: losses[epoch]) + 1
+def test_what_keras_saves_is_chosen_by_the_metric_in_its_log(models, tmp_path):
+    saved(models, tmp_path, "w{epoch}.weights.h5")
     selection = select_checkpoints(
         tmp_path, best=1, metric="loss", mode="max", log=tmp_path / "log.csv"
     )
-    assert names(selection) == [f"w{worst}.weights.h5"]
+    assert names(selection) == ["w2.weights.h5"]
 
 
 def test_the_last_are_those_of_the_highest_epochs(tmp_path):

@@ -29,6 +29,7 @@ from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 FORMATS = ["a.weights.h5", "a.weights.json", "a.keras"]
 SAMPLES = {"refused": hostile.REFUSED, "averaged": hostile.AVERAGED}
 LOOP = """
@@ -54,7 +55,7 @@ def python(*arguments, before=(), check=True):
     """A process that knows this package and may take two minutes."""
     return subprocess.run(
         [*before, sys.executable, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,
@@ -368,7 +369,7 @@ def kill(delay, output, paths):
     with subprocess.Popen(
         [sys.executable, "-c", LOOP, output, *paths],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as process:
         assert process.stdout.readline() == b"begun\n"
         time.sleep(delay)

@@ -1,0 +1,107 @@
+"""Files of a training make the averages that were tracked in it."""
+
+from types import SimpleNamespace
+
+import keras
+import models
+import numpy
+import pytest
+from models import BATCH, compiled, data
+
+from keras_wavg import EMA, PowerEMA, synthesize
+from keras_wavg.files.synthesis import profile_in
+
+EPOCHS, BATCHES = 30, 10
+STEPS = EPOCHS * BATCHES
+
+
+def loaded(path):
+    model = models.batch_norm()
+    model.load_weights(path)
+    return model.get_weights()
+
+
+def distance(one, two):
+    return numpy.sqrt(
+        sum(numpy.square(a - b).sum() for a, b in zip(one, two, strict=True))
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Snapshots, raw checkpoints, averages tracked in one training."""
+    folder = tmp_path_factory.mktemp("run")
+    power = PowerEMA((0.05, 0.1), snapshots=folder / "snapshots", swap=False)
+    tracked = PowerEMA((0.07, 0.15), swap=False, name="tracked")
+    ema = EMA(0.94, swap=False, name="ema")
+    long = EMA(0.975, swap=False, name="long")
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        folder / "raw-{epoch:03}.weights.h5", save_weights_only=True
+    )
+    keras.utils.set_random_seed(0)
+    model = compiled(models.batch_norm(), keras.optimizers.SGD(0.01))
+    model.fit(
+        *data(BATCHES),
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        shuffle=False,
+        verbose=0,
+        callbacks=[power, tracked, ema, long, checkpoint],
+    )
+    return SimpleNamespace(
+        snapshots=sorted((folder / "snapshots").iterdir()),
+        checkpoints=sorted(folder.glob("raw-*")),
+        power=power,
+        raw=model.get_weights(),
+        averages={
+            "narrow": tracked.get_weights(0.07),
+            "wide": tracked.get_weights(0.15),
+            "EMA": ema.get_weights(),
+            "long EMA": long.get_weights(),
+        },
+    )
+
+
+TARGETS = {
+    "narrow": {"sigma_rel": 0.07},
+    "wide": {"sigma_rel": 0.15},
+    "EMA": {"decay": 0.94},
+    "long EMA": {"half_life": -numpy.log(2) / numpy.log(0.975)},
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_an_average_that_was_tracked_is_made_again(name, run, tmp_path):
+    output = tmp_path / "made.weights.h5"
+    report = synthesize(run.snapshots, output, **TARGETS[name])
+    tracked = run.averages[name]
+    # The long one reaches back to the first steps, which go the farthest.
+    most = 0.03 if name == "long EMA" else 0.01
+    apart, moved = distance(loaded(output), tracked), distance(run.raw, tracked)
+    assert apart <= most * moved
+    assert sum(report.solution.coefficients) == pytest.approx(1)
+
+
+def test_raw_checkpoints_make_an_average_too(run, tmp_path):
+    """Which is rough: a checkpoint stands for all steps of its epoch."""
+    times = [profile_in(path).times.tolist() for path in run.checkpoints]
+    assert times == [[BATCHES * (1 + epoch)] for epoch in range(EPOCHS)]
+    output = tmp_path / "made.weights.h5"
+    synthesize(run.checkpoints, output, **TARGETS["wide"])
+    tracked = run.averages["wide"]
+    apart, moved = distance(loaded(output), tracked), distance(run.raw, tracked)
+    assert apart <= 0.5 * moved
+
+
+def test_snapshots_carry_their_profiles_and_load_in_a_plain_model(run):
+    paths = run.snapshots
+    assert len(paths) == 2 * EPOCHS
+    assert paths[-1].name == f"sigma_0.1-{EPOCHS:05}.weights.h5"
+    for path, sigma_rel in ((paths[-1], 0.1), (paths[EPOCHS - 1], 0.05)):
+        expected = run.power.get_weights(sigma_rel)
+        for got, weights in zip(loaded(path), expected, strict=True):
+            numpy.testing.assert_array_equal(got, weights)
+        found, own = profile_in(path), run.power.profile(sigma_rel)
+        assert found.steps == STEPS
+        assert found.exponent == own.exponent
+        assert found.mean_age == pytest.approx(own.mean_age)
