@@ -1,5 +1,6 @@
 """Tiny models and data for the tests."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,12 @@ def save(model: keras.Model, path: Path) -> Path:
     if path.suffix == ".keras":
         model.save(path)
     elif path.suffix == ".json":
-        # GB: several shards, even of the smallest model.
-        model.save_weights(path, max_shard_size=1e-4)
+        # Several shards, even of the smallest model: its largest weight, or the
+        # average of it, fills one.
+        largest = max(math.prod(v.shape) for v in model.variables)
+        itemsize = 8 if model.dtype == "float64" else 4
+        limit = itemsize * largest
+        model.save_weights(path, max_shard_size=limit / 1024**3)
     else:
         model.save_weights(path)
     return path
