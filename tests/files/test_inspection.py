@@ -62,6 +62,19 @@ def test_a_checksum_is_of_the_weights_whatever_the_format(tmp_path):
     assert inspect_checkpoint(path).checksum != found[0]
 
 
+def test_a_checksum_is_of_names_shapes_and_dtypes_too(tmp_path):
+    zeros = numpy.zeros((2, 3), "float32")
+    contents = [
+        {"a/vars/0": zeros},
+        {"b/vars/0": zeros},
+        {"a/vars/0": zeros.T},
+        {"a/vars/0": zeros.view("int32")},
+    ]
+    paths = weights_files.write_each(tmp_path, *contents)
+    checksums = {inspect_checkpoint(path).checksum for path in paths}
+    assert len(checksums) == 4
+
+
 def test_an_average_that_was_changed_afterwards_is_found_out(paths, tmp_path):
     mean = tmp_path / "mean.weights.h5"
     average_checkpoints(paths, mean)
