@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy
 
+from keras_wavg.saveable import saved_averages
+from keras_wavg.shadow import shadow_in
+
 Arrays = list[numpy.ndarray]
 
 
@@ -102,3 +105,11 @@ def program(average: Any) -> str:
         averages._arrays, averages._counters, weights, 1, None, 1
     )
     return update.compile().as_text()
+
+
+def detach(model: Any) -> None:
+    """Let a model be as if it had never been averaged."""
+    while shadow := shadow_in(model):
+        shadow.restore()
+    for attribute in saved_averages(model):
+        object.__delattr__(model, attribute)
