@@ -1,10 +1,11 @@
-"""A training run, as a process of its own, that may be killed and resumed.
+"""Training runs, in a process that may be killed in the midst of one.
 
-    python resumable.py '{"folder": "...", "die": "validation", ...}'
+    python resumable.py '[{"folder": "...", "kind": "plain"}, ...]'
 
-Where it is to die it sends itself SIGKILL, and nothing of it runs after that.
+Where a run is to die it sends itself SIGKILL, and nothing runs after that.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -20,58 +21,66 @@ import probe
 from keras_wavg import BEMA, EMA, FGE, LAWA, SWA, SWAG
 
 EPOCHS = 4
+KINDS = {
+    "plain": {},
+    "measured": {"measured": True},
+    "accumulated": {"accumulate": 4, "steps": 6},
+    "scaled": {"scale": True, "steps": 12},
+}
 
 
 def options(steps):
     """Each option of `EMA`, for a run of so many optimizer steps."""
     return {
         "swapped": {},
-        "textbook": {"bias_correction": False},
-        "warmup": {"warmup": True},
-        "textbook_warmup": {"warmup": True, "bias_correction": False},
-        "every": {"every": 5},
-        "textbook_every": {"every": 5, "bias_correction": False},
-        "start": {"start": steps // 3},
-        "late": {"start": steps - 2, "bias_correction": False},
-        "include": {"include": "kernel"},
-        "host": {"device": "cpu", "every": 3},
+        "textbook": {
+            "bias_correction": False,
+            "warmup": True,
+            "every": 5,
+            "include": "kernel",
+        },
+        "host": {
+            "device": "cpu",
+            "warmup": True,
+            "every": 3,
+            "start": steps // 3 - 1,
+            "overwrite_every": 4,
+        },
+        "late": {"bias_correction": False, "start": steps - 2},
     }
 
 
-def averages(run, folder):
-    """An average of each kind and option; the first is swapped in."""
+def averages(kind, folder):
+    """An average of each method and option; the first is swapped in."""
     emas = [
         EMA(0.9, swap=name == "swapped", name=name, **chosen)
-        for name, chosen in options(run.get("steps", 24)).items()
+        for name, chosen in options(KINDS[kind].get("steps", 24)).items()
     ]
-    if run.get("swa"):
-        inputs = models.data(6)[0]
-        emas[0] = SWA(start_epoch=1, bn_data=inputs, name="swapped")
-    if run.get("members"):
-        emas.append(FGE(4, folder=folder / "members", name="fge_files"))
-    return [
-        *emas,
-        EMA(0.9, overwrite_every=7, swap=False, name="written_back"),
-        SWA(1, swap=False),
-        SWA(1, every_steps=5, swap=False, name="swa_steps"),
+    others = [
+        SWA(1, every_steps=5, swap=False, name="swa"),
         LAWA(2, every=2, swap=False),
         SWAG(rank=2, swap=False),
         FGE(4),
-        BEMA(5, swap=False),
-        BEMA(2, start=3, swap=False, name="bema_late"),
+        BEMA(2, start=3, swap=False),
     ]
+    if "measured" in KINDS[kind]:
+        inputs = models.data(6)[0]
+        emas[0] = SWA(start_epoch=1, bn_data=inputs, name="swapped")
+        # Members are written in the first, the second and the last epoch.
+        others.append(FGE(8, folder=folder / "members", name="fge_files"))
+    return [*emas, *others]
 
 
 class Die(keras.callbacks.Callback):
-    """Dies by SIGKILL in the second epoch."""
+    """Dies by SIGKILL in an epoch, or outside `fit`."""
 
-    def __init__(self, where):
+    def __init__(self, where=None, epoch=None):
         super().__init__()
-        self.where = where
-        self.epoch = 0
+        self.at = where, epoch
+        self.epoch = None
 
     def die(self, where, when=True):
-        if where == self.where and self.epoch == 2 and when:
+        if (where, self.epoch) == self.at and when:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -105,7 +114,7 @@ def save_through_faults(ema, slow, folder):
     """Save, save on a full disk, and be killed while saving once more."""
     path = folder / "a.weights.h5"
     ema.save_weights(path)
-    saved = path.read_bytes()
+    saved, before = path.read_bytes(), {*folder.iterdir()}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -117,9 +126,8 @@ def save_through_faults(ema, slow, folder):
         raise AssertionError
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == saved
-    assert {p.name for p in folder.iterdir()} == {"a.weights.h5", "log.csv"}
+    assert {*folder.iterdir()} == before
     slow.die = Die("writing")
-    slow.die.epoch = 2
     ema.save_weights(path)
 
 
@@ -138,7 +146,8 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def build(run):
+def build(kind):
+    keras.utils.clear_session()
     keras.utils.set_random_seed(1)
     slow = SlowToSave()
     model = keras.Sequential(
@@ -150,10 +159,12 @@ def build(run):
             keras.layers.Dense(1),
         ]
     )
-    optimizer = keras.optimizers.Adam(
-        0.01, gradient_accumulation_steps=run.get("accumulate")
+    optimizer = keras.optimizers.SGD(
+        0.01,
+        momentum=0.9,
+        gradient_accumulation_steps=KINDS[kind].get("accumulate"),
     )
-    if run.get("scale"):
+    if "scale" in KINDS[kind]:
         # Overflows now and then: steps are skipped, and only the device knows.
         optimizer = keras.optimizers.LossScaleOptimizer(
             optimizer, initial_scale=2.0**126, dynamic_growth_steps=4
@@ -164,8 +175,9 @@ def build(run):
 
 def main(run):
     folder = Path(run["folder"])
-    model, slow = build(run)
-    emas = averages(run, folder)
+    folder.mkdir(exist_ok=True)
+    model, slow = build(run["kind"])
+    emas = averages(run["kind"], folder)
     log = keras.callbacks.CSVLogger(folder / "log.csv", append=True)
     callbacks = [*emas, log]
     if "backup" in run:
@@ -175,7 +187,7 @@ def main(run):
             double_checkpoint=True,
         )
         callbacks.insert(0 if run["backup_first"] else len(callbacks), backup)
-    slow.die = Die(run.get("die"))
+    slow.die = Die(*run.get("die", ()))
     callbacks.append(slow.die)
 
     def fit(*more, **epochs):
@@ -192,22 +204,20 @@ def main(run):
             **epochs,
         )
 
-    if "interrupt" in run:
-        try:
-            fit(Interrupt(*run["interrupt"]))
-        except KeyboardInterrupt:
-            fit(initial_epoch=run["interrupt"][0])
-    else:
-        fit()
-
-    if run.get("save"):
-        save_through_faults(emas[0], slow, folder)
+    begin = 0
+    for epoch, batch in run.get("interrupts", ()):
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(Interrupt(epoch, batch), initial_epoch=begin)
+        begin = epoch
+    fit(initial_epoch=begin)
 
     arrays = ends(model, emas)
     scores = (folder / "log.csv").read_text().split()[1:]
     arrays["scores"] = numpy.array(scores)
     arrays["best"] = min(float(line.split(",")[-1]) for line in scores)
     numpy.savez(folder / "end.npz", **arrays)
+    if run.get("save"):
+        save_through_faults(emas[0], slow, folder)
 
 
 def ends(model, emas):
@@ -224,11 +234,13 @@ def ends(model, emas):
         for name, kept in probe.kept(ema).items():
             for i, array in enumerate(kept):
                 arrays[f"{ema.name}_{name}_{i}"] = array
-        if isinstance(ema, FGE):
-            x = models.data(1)[0]
-            arrays[f"{ema.name}_predicts"] = ema.predict(x, verbose=0)
+        for member in range(getattr(ema, "members", 0)):
+            with ema.member(member):
+                for i, array in enumerate(model.get_weights()):
+                    arrays[f"{ema.name}_member_{member}_{i}"] = array
     return arrays
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    for each in json.loads(sys.argv[1]):
+        main(each)

@@ -1,14 +1,14 @@
 """BEMA through `model.fit`, against the definition in float64."""
 
-import itertools
+from typing import NamedTuple
 
 import h5py
 import keras
 import models
 import numpy
-import probe
 import pytest
 import reference
+import reused
 from models import (
     BATCH,
     FILES,
@@ -20,8 +20,9 @@ from models import (
     fresh,
     save,
 )
+from saving import differing, snapshot, state, walk
 
-from keras_wavg import EMA, LAWA
+from keras_wavg import EMA
 from keras_wavg.callbacks.bema import BEMA
 
 X, Y = data()
@@ -50,15 +51,21 @@ def defined(bema, samples, trained, before=0):
     )
 
 
-def assert_average(bema, samples):
+def error(bema, samples):
     expected = defined(bema, samples, moves(bema.model))
-    assert reference.relative_error(bema.get_weights(), expected) < LIMIT
+    return reference.relative_error(bema.get_weights(), expected)
+
+
+def assert_average(bema, samples):
+    assert error(bema, samples) < LIMIT
     # It is no accident that they are near.
+    expected = defined(bema, samples, moves(bema.model))
     raw = samples.weights[-1]
     assert reference.relative_error(raw, expected) > 100 * LIMIT
 
 
-@pytest.mark.parametrize("kind", [k for k in models.KINDS if k != "lazy"])
+# `dense` and `nested` are averaged in tests below.
+@pytest.mark.parametrize("kind", ["batch_norm", "shared", "subclassed"])
 def test_fifty_steps_give_the_average_of_the_definition(kind):
     model, samples, bema = models.KINDS[kind](), Samples(), BEMA(every=7)
     model(X[:1])
@@ -67,34 +74,88 @@ def test_fifty_steps_give_the_average_of_the_definition(kind):
     assert_average(bema, samples)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ema_power": 0.9, "bias_power": 0.05},
-        {"ema_power": 0},
-        {"bias_power": 0},
-        {"bias_power": 50},
-        {"lag": 1},
-        {"lag": 1e4},
-        {"multiplier": 0},
-        {"multiplier": 7.5, "lag": 2.5},
-    ],
-    ids=str,
-)
-def test_every_coefficient_is_as_defined(options):
-    samples, bema = Samples(), BEMA(every=3, **options)
-    fit(compiled(models.dense()), samples, bema)
-    expected = defined(bema, samples, moves(bema.model))
-    assert reference.relative_error(bema.get_weights(), expected) < LIMIT
+COEFFICIENTS = [
+    {"ema_power": 0.9, "bias_power": 0.05},
+    {"ema_power": 0},
+    {"bias_power": 0},
+    {"bias_power": 50},
+    {"lag": 1},
+    {"lag": 1e4},
+    {"multiplier": 0},
+    {"multiplier": 7.5, "lag": 2.5},
+]
+TIMES = [(1, 0), (1, 17), (4, 3), (4, 10), (7, 0), (7, 20)]
+
+
+class Run(NamedTuple):
+    """A training along which there were many averages.
+
+    Args:
+        samples: The weights after each step.
+        coefficients: Averages with `COEFFICIENTS`.
+        times: Averages with `TIMES`.
+        kernels: An average of some weights alone.
+        riding: An average that was given no name.
+    """
+
+    samples: Samples
+    coefficients: list
+    times: list
+    kernels: BEMA
+    riding: BEMA
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Beside an average that is swapped into the model."""
+    keras.config.set_dtype_policy("float32")
+
+    def ride(name, *arguments, **options):
+        return BEMA(*arguments, **options, name=name, swap=False)
+
+    found = Run(
+        Samples(),
+        [ride(f"c{i}", 3, **chosen) for i, chosen in enumerate(COEFFICIENTS)],
+        [ride(f"t{i}", k, start=start) for i, (k, start) in enumerate(TIMES)],
+        ride("kernels", 4, include="kernel$"),
+        BEMA(5, start=10, swap=False),
+    )
+    averages = [*found.coefficients, *found.times, found.kernels, found.riding]
+    ema = EMA(0.9)
+    fit(compiled(models.dense()), found.samples, ema, *averages)
+    ema.restore()
+    return found
 
 
 @pytest.mark.parametrize(
-    ("every", "start"), [(1, 0), (1, 17), (4, 3), (4, 10), (7, 0), (7, 20)]
+    "index", range(len(COEFFICIENTS)), ids=map(str, COEFFICIENTS)
 )
-def test_only_every_kth_step_from_the_start_counts(every, start):
-    samples, bema = Samples(), BEMA(every, start=start)
-    fit(compiled(models.dense()), samples, bema)
-    assert_average(bema, samples)
+def test_every_coefficient_is_as_defined(index, run):
+    assert error(run.coefficients[index], run.samples) < LIMIT
+
+
+@pytest.mark.parametrize("index", range(len(TIMES)), ids=map(str, TIMES))
+def test_only_every_kth_step_from_the_start_counts(index, run):
+    assert_average(run.times[index], run.samples)
+
+
+def test_it_rides_along_with_another_average(run):
+    assert run.riding.name == "bema_riding"
+    assert_average(run.riding, run.samples)
+
+
+def test_what_is_not_included_stays_raw(run):
+    model = run.kernels.model
+    averages = defined(run.kernels, run.samples, moves(model))
+    for weight, received, average, raw in zip(
+        model.weights,
+        run.kernels.get_weights(),
+        averages,
+        run.samples.weights[-1],
+        strict=True,
+    ):
+        expected = average if weight.path.endswith("kernel") else raw
+        assert reference.relative_error([received], [expected]) < LIMIT
 
 
 def test_the_first_update_of_the_default_is_the_one_of_the_paper():
@@ -121,40 +182,41 @@ def test_averages_are_the_same_however_the_step_is_compiled(options):
     if options.get("jit_compile") and keras.config.backend() == "torch":
         pytest.skip("torch.compile needs a C++ toolchain and a minute")
     samples, bema = Samples(), BEMA(every=4, start=6)
-    fit(compiled(models.batch_norm(), **options), samples, bema)
+    fit(compiled(models.nested(), **options), samples, bema, epochs=2)
     assert_average(bema, samples)
 
 
 def test_training_is_left_as_it_is_and_the_raw_weights_come_back():
-    samples, bema = Samples(), BEMA(every=4)
-    model = compiled(models.batch_norm())
-    fit(model, samples, bema, validation_data=VALIDATION)
+    alone = Samples()
+    fit(reused.batch_norm(), alone, epochs=2, validation_data=VALIDATION)
+    samples, bema, model = Samples(), BEMA(every=4), reused.batch_norm()
+    fit(model, samples, bema, epochs=2, validation_data=VALIDATION)
     assert equal(model.get_weights(), bema.get_weights())
     bema.restore()
-    alone, plain = Samples(), compiled(models.batch_norm())
-    fit(plain, alone, validation_data=VALIDATION)
     assert samples.losses == alone.losses
-    assert equal(model.get_weights(), plain.get_weights())
+    assert equal(model.get_weights(), alone.weights[-1])
 
 
 def test_validation_measures_the_average_and_so_does_what_comes_after():
-    samples, bema, model = Samples(), BEMA(every=4), compiled(models.dense())
-    scores = fit(model, samples, bema, validation_data=VALIDATION).history
-    twin, trained = compiled(models.dense()), moves(model)
-    for epoch, score in enumerate(scores["val_loss"], 1):
-        shown = defined(bema, samples, trained, before=50 - 10 * epoch)
-        twin.set_weights(shown)
-        expected = twin.evaluate(*VALIDATION, verbose=0)
+    samples, bema, model = Samples(), BEMA(every=4), reused.dense()
+    history = fit(model, samples, bema, epochs=3, validation_data=VALIDATION)
+    scores = history.history["val_loss"]
+    assert model.evaluate(*VALIDATION, verbose=0) == pytest.approx(scores[-1])
+    for epoch, score in enumerate(scores, 1):
+        shown = defined(bema, samples, moves(model), before=30 - 10 * epoch)
+        model.set_weights(shown)
+        expected = model.evaluate(*VALIDATION, verbose=0)
         assert score == pytest.approx(expected, rel=1e-5)
-    assert model.evaluate(*VALIDATION, verbose=0) == pytest.approx(score)
 
 
 def test_before_the_first_update_the_model_is_raw():
-    model, bema, plain = models.dense(), BEMA(), compiled(models.dense())
+    model, bema, samples = reused.dense(), BEMA(), Samples()
     with pytest.warns(UserWarning, match="made no average.*every=400"):
-        fit(compiled(model), bema, epochs=1)
+        fit(model, samples, bema, epochs=1)
+    assert equal(model.get_weights(), samples.weights[-1])
+    plain = reused.dense()
     fit(plain, epochs=1)
-    assert equal(model.get_weights(), plain.get_weights())
+    assert equal(plain.get_weights(), samples.weights[-1])
 
 
 def test_optimizer_steps_count_and_not_accumulated_batches():
@@ -171,13 +233,13 @@ def test_groups_of_steps_are_counted_as_what_they_are():
         pytest.skip("torch has no groups of steps")
     model, bema, samples = models.dense(), BEMA(every=4), Samples()
     fit(compiled(model, steps_per_execution=2), bema, epochs=2)
-    fit(compiled(models.dense()), samples, epochs=2)
+    fit(reused.dense(), samples, epochs=2)
     expected = defined(bema, samples, moves(model))
     assert reference.relative_error(bema.get_weights(), expected) < LIMIT
 
 
 def test_loops_without_fit_are_averaged_as_defined():
-    model, bema, samples = compiled(models.batch_norm()), BEMA(3), Samples()
+    model, bema, samples = reused.batch_norm(), BEMA(3), Samples()
     bema.set_model(model)
     samples.initial = model.get_weights()
     for _ in range(20):
@@ -188,30 +250,6 @@ def test_loops_without_fit_are_averaged_as_defined():
     with bema.applied():
         assert equal(model.get_weights(), bema.get_weights())
     assert equal(model.get_weights(), samples.weights[-1])
-
-
-def test_it_rides_along_with_another_average():
-    model, samples = compiled(models.dense()), Samples()
-    rider = BEMA(every=5, start=10, swap=False)
-    fit(model, samples, EMA(0.9), rider)
-    assert rider.name == "bema_riding"
-    assert_average(rider, samples)
-
-
-def test_what_is_not_included_stays_raw():
-    model, samples = compiled(models.dense()), Samples()
-    bema = BEMA(every=4, include="kernel$")
-    fit(model, samples, bema)
-    averages = defined(bema, samples, moves(model))
-    for weight, received, average, raw in zip(
-        model.weights,
-        bema.get_weights(),
-        averages,
-        samples.weights[-1],
-        strict=True,
-    ):
-        expected = average if weight.path.endswith("kernel") else raw
-        assert reference.relative_error([received], [expected]) < LIMIT
 
 
 @pytest.mark.parametrize("start", [0, 5])
@@ -235,25 +273,18 @@ def test_its_profile_tells_how_old_it_is(start, options):
 # What no gradient trains
 
 
-def test_frozen_weights_stay_what_they_are():
+def test_layers_are_corrected_only_while_they_train():
     model, samples, bema = models.batch_norm(), Samples(), BEMA(every=4)
-    model.layers[0].trainable = False
-    frozen = model.layers[0].get_weights()
-    fit(compiled(model), samples, bema)
-    assert equal(bema.get_weights()[:2], frozen)
-    assert_average(bema, samples)
-
-
-def test_layers_frozen_between_two_fits_are_corrected_while_they_train():
-    model, samples, bema = models.batch_norm(), Samples(), BEMA(every=4)
-    fit(compiled(model), samples, bema, epochs=2)
-    assert_average(bema, samples)
-    for frozen in (True, False):
-        model.layers[0].trainable = not frozen
-        model.layers[1].trainable = not frozen
-        fit(compiled(model), samples, bema, epochs=2)
-        assert moves(model)[:4] == [not frozen] * 4
+    initial = model.get_weights()
+    for trainable in (False, True, False):
+        model.layers[0].trainable = trainable
+        model.layers[1].trainable = trainable
+        fit(compiled(model), samples, bema, epochs=1)
+        assert moves(model)[:4] == [trainable] * 4
         assert_average(bema, samples)
+        # What has never moved stays what it is.
+        stays = equal(bema.get_weights()[:6], initial[:6])
+        assert stays is (len(samples.weights) == 10)
 
 
 def test_moving_statistics_are_averaged_without_the_correction():
@@ -330,7 +361,7 @@ def test_an_update_at_which_a_weight_is_nan_is_left_out():
     """Of the steps 2, 4, 6, 8 and 10, the fourth and the sixth."""
     samples, bema = Samples(), BEMA(every=2)
     with pytest.warns(UserWarning, match="left out 2 updates"):
-        fit(compiled(models.dense()), samples, Poison(3, 5, 6), bema, epochs=1)
+        fit(reused.dense(), samples, Poison(3, 5, 6), bema, epochs=1)
     assert bema.skipped == 2
     ema = first = [w.astype("float64") for w in samples.initial]
     for step in (2, 8, 10):
@@ -348,14 +379,14 @@ def test_an_update_at_which_a_weight_is_nan_is_left_out():
 
 
 def test_a_second_fit_goes_on_with_the_average():
-    model, samples, bema = compiled(models.dense()), Samples(), BEMA(every=7)
+    model, samples, bema = reused.dense(), Samples(), BEMA(every=7)
     for _ in range(3):
         fit(model, samples, bema, epochs=1)
     assert_average(bema, samples)
 
 
 def test_other_weights_begin_a_new_average():
-    model, samples, bema = compiled(models.dense()), Samples(), BEMA(every=4)
+    model, samples, bema = reused.dense(), Samples(), BEMA(every=4)
     fit(model, bema, epochs=1)
     model.set_weights([w * 0.5 for w in model.get_weights()])
     fit(model, samples, bema, epochs=2)
@@ -364,79 +395,45 @@ def test_other_weights_begin_a_new_average():
 
 # Files
 
+# How far each is after 20 steps, when the file is written.
 MOMENTS = {
-    "before the start": {"start": 25},
-    "at the start": {"start": 20},
-    "before the first update": {"every": 25},
-    "at an update": {"every": 5},
-    "between two updates": {"every": 7},
-    "riding": {"every": 7, "swap": False},
+    "before_the_start": {"start": 25},
+    "at_the_start": {"start": 20},
+    "before_the_first_update": {"every": 25},
+    "at_an_update": {"every": 5},
+    "between_two_updates": {"every": 7},
     "include": {"every": 7, "include": "kernel"},
 }
 
 
-def snapshot(model, bema):
-    """Raw weights, optimizer, averages and counts, the average taken out."""
-    bema.restore()
-    found = [v.value for v in [*model.weights, *model.optimizer.variables]]
-    if probe.has_begun(bema):
-        found += probe.tensors(bema)
-        found += itertools.chain(*probe.kept(bema).values())
-    counts = numpy.array(probe.counts(bema))
-    return [*map(keras.ops.convert_to_numpy, found), counts]
+def at_all_moments():
+    """Averages, of which the one between two updates is swapped in."""
+    return [
+        BEMA(**options, name=name, swap=name == "between_two_updates")
+        for name, options in MOMENTS.items()
+    ]
 
 
-@pytest.mark.parametrize(
-    ("moment", "file"),
-    [
-        *zip(MOMENTS, itertools.cycle(FILES)),
-        *(("between two updates", file) for file in FILES[::2]),
-    ],
-)
 @pytest.mark.filterwarnings("ignore:.*made no average")
-def test_a_loaded_model_goes_on_as_the_saved_one(moment, file, tmp_path):
-    model, bema = compiled(models.dense()), BEMA(**MOMENTS[moment])
-    fit(model, bema, epochs=2)
-    path = save(model, tmp_path / file)
+def test_a_loaded_model_goes_on_as_the_saved_one(tmp_path):
+    model, averages = reused.dense(), at_all_moments()
+    fit(model, *averages, epochs=2)
     shown = model.get_weights()
-    again = BEMA(**MOMENTS[moment])
-    other = fresh(models.dense, again)
-    other.load_weights(path)
-    assert equal(other.get_weights(), shown)
-    assert equal(snapshot(other, again), snapshot(model, bema))
-    fit(model, bema)
-    fit(other, again)
-    assert equal(other.get_weights(), model.get_weights())
-    assert equal(snapshot(other, again), snapshot(model, bema))
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
-@pytest.mark.parametrize("in_model", [True, False])
-def test_each_dtype_comes_back_bit_for_bit(policy, in_model, tmp_path):
-    keras.config.set_dtype_policy(policy)
-    model, bema = compiled(models.batch_norm()), BEMA(every=7)
-    fit(model, bema)
-    if not in_model:
-        bema.restore()
-    path = save(model, tmp_path / "a.weights.h5")
-    again = BEMA(every=7)
-    other = fresh(models.batch_norm, again)
-    other.load_weights(path)
-    assert probe.is_in_model(again) == in_model
-    assert equal(snapshot(other, again), snapshot(model, bema))
-
-
-@pytest.mark.parametrize("in_model", [True, False])
-def test_a_file_grows_by_three_copies_of_the_weights(in_model, tmp_path):
-    model, bema = compiled(models.batch_norm()), BEMA(every=7)
-    fit(model, bema)
-    if not in_model:
-        bema.restore()
-    path = save(model, tmp_path / "a.weights.h5")
-    with h5py.File(path) as file:
-        stored = file["~wavg_bema/vars"].values()
-        size = sum(array.nbytes for array in stored if array.shape)
-    assert size == 3 * sum(w.nbytes for w in model.get_weights())
+    paths = [save(model, tmp_path / file) for file in FILES]
+    before = snapshot(model, *averages)
+    fit(model, *averages, epochs=1)
+    after = snapshot(model, *averages)
+    again = at_all_moments()
+    other = fresh(models.dense, *again)
+    for path in paths:
+        other.load_weights(path)
+        assert equal(other.get_weights(), shown)
+        assert differing(snapshot(other, *again), before) == []
+        other.load_weights(path)
+        # This time with the average in the model.
+        fit(other, *again, epochs=1)
+        assert differing(snapshot(other, *again), after) == []
+    assert set(differing(before, after)) == before.keys()
 
 
 class Killed(BaseException):
@@ -462,69 +459,59 @@ class Kill(keras.callbacks.Callback):
             raise Killed
 
 
+def train(*callbacks, order=1):
+    """A new model and averages, trained as long as nobody kills it.
+
+    Args:
+        *callbacks: The first of them goes before the averages or behind them.
+        order: Integer, -1 for before.
+    """
+    model = compiled(models.nested())
+    averages = [
+        BEMA(4),
+        BEMA(4, start=13, swap=False, name="late"),
+        BEMA(24, swap=False, name="rare"),
+    ]
+    first, *others = callbacks or [keras.callbacks.Callback()]
+    listed = [first, *averages] if order < 0 else [*averages, first]
+    fit(model, *listed, *others, epochs=4, validation_data=VALIDATION)
+    return snapshot(model, *averages)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """The end of a training that nobody killed."""
+    keras.config.set_dtype_policy("float32")
+    return train()
+
+
 @pytest.mark.parametrize(
-    ("where", "order", "options"),
-    [
-        ("training", 1, {}),
-        ("training", -1, {"start": 13}),
-        ("validation", 1, {"every": 24}),
-        ("validation", -1, {}),
-    ],
-    ids=str,
+    ("where", "order"), [("training", 1), ("validation", -1)]
 )
 @pytest.mark.filterwarnings("ignore:.*made no average")
 def test_a_killed_run_ends_as_if_it_had_not_been(
-    where, order, options, tmp_path
+    where, order, uninterrupted, tmp_path
 ):
-    def run(*callbacks):
-        model = compiled(models.nested())
-        bema = BEMA(**{"every": 4} | options)
-        fit(
-            model,
-            *[bema, *callbacks[:1]][::order],
-            *callbacks[1:],
-            validation_data=VALIDATION,
-        )
-        return snapshot(model, bema)
-
-    expected = run()
+    """Processes that are killed are in `tests/slow/live/test_resume.py`."""
     backup = keras.callbacks.BackupAndRestore
     with pytest.raises(Killed):
-        run(backup(tmp_path / "backup"), Kill(where))
+        train(backup(tmp_path / "backup"), Kill(where), order=order)
     resumed = Samples()
-    assert equal(run(backup(tmp_path / "backup"), resumed), expected)
-    assert len(resumed.weights) == 30
-
-
-@pytest.mark.parametrize(
-    ("writer", "message"),
-    [
-        (EMA(0.9, name="bema"), "no 'initial_0' for '.*kernel'"),
-        (LAWA(name="bema"), "no 'initial_0' for '.*kernel'"),
-    ],
-    ids=["EMA", "LAWA"],
-)
-def test_the_average_of_another_method_is_refused(writer, message, tmp_path):
-    model = compiled(models.dense())
-    fit(model, writer)
-    path = save(model, tmp_path / "a.weights.h5")
-    other = fresh(models.dense, BEMA())
-    before = other.get_weights()
-    with pytest.raises(ValueError, match=message):
-        other.load_weights(path)
-    assert equal(other.get_weights(), before)
+    ended = train(backup(tmp_path / "backup"), resumed, order=order)
+    assert differing(ended, uninterrupted) == []
+    assert len(resumed.weights) == 20
 
 
 def test_a_file_without_its_moving_average_is_refused(tmp_path):
-    model, bema = compiled(models.dense()), BEMA(every=7)
-    fit(model, bema)
+    model, bema = fresh(models.dense), BEMA(2)
+    walk(model, bema)
     path = save(model, tmp_path / "a.weights.h5")
     with h5py.File(path, "r+") as file:
         del file["~wavg_bema/vars/ema_1"]
-    averages = bema.get_weights()
+    before = state(bema)
     with pytest.raises(ValueError, match=r"no 'ema_1' for '.*bias'"):
         model.load_weights(path)
-    assert equal(bema.get_weights(), averages)
+    assert equal(state(bema), before)
 
 
 # Refusals

@@ -1,15 +1,13 @@
 """What was measured is what is saved, in any order of the callbacks."""
 
-import itertools
-
 import keras
 import models
 import pytest
-from models import BATCH, compiled, data
+import reused
+from models import BATCH, data
 
 from keras_wavg import BEMA, EMA, LAWA, SWA, SWAG, Lookahead
 
-ORDERS = list(itertools.permutations(range(3)))
 X, Y = data(6)
 X_VAL, Y_VAL = data(4, seed=1)
 AVERAGES = {
@@ -22,6 +20,28 @@ AVERAGES = {
 }
 
 
+@models.seeded
+def overfitting():
+    """Its best epoch is not the last, so that "best" means something."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
+def adam():
+    return keras.optimizers.Adam(0.03)
+
+
+model_that_overfits = reused.Reused(overfitting, adam)
+another_model = reused.Reused(overfitting, adam)
+
+
 def fit(model, *callbacks, epochs=6, **options):
     options = {"batch_size": BATCH, "verbose": 0} | options
     return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
@@ -31,89 +51,90 @@ def score(model):
     return model.evaluate(X_VAL, Y_VAL, verbose=0)
 
 
-def model_that_overfits():
-    """Its best epoch is not the last, so that "best" means something."""
-    return compiled(models.batch_norm(), keras.optimizers.Adam(0.03))
+def score_of(path):
+    model = another_model()
+    model.load_weights(path)
+    return score(model)
 
 
 @pytest.mark.parametrize(
-    ("average", "order"),
+    ("average", "place"),
     [
-        *(("EMA", order) for order in ORDERS),
-        *zip(list(AVERAGES)[1:], ORDERS, strict=False),
+        ("EMA", 1),
+        ("EMA", 2),
+        ("SWA", 0),
+        ("LAWA", 3),
+        ("SWAG", 0),
+        ("BEMA", 3),
+        ("Lookahead", 1),
     ],
-    ids=str,
 )
-def test_logged_metric_file_and_restored_model_are_the_same_weights(
-    average, order, tmp_path
+def test_logged_metric_files_and_restored_model_are_the_same_weights(
+    average, place, tmp_path
 ):
-    weights_only = (
-        order[0] < order[1]
-    )  # each kind of file, each in three orders
-    path = tmp_path / ("best.weights.h5" if weights_only else "best.keras")
-    callbacks = [
-        AVERAGES[average](),
+    """In each order: an average has a file written before it and one after."""
+    files = ["a.keras", "b.weights.h5"][:: -1 if place % 2 else 1]
+    first, last = (
         keras.callbacks.ModelCheckpoint(
-            path, save_best_only=True, save_weights_only=weights_only
-        ),
-        keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True),
-    ]
-    model = model_that_overfits()
-    history = fit(
-        model,
-        *(callbacks[i] for i in order),
-        epochs=12,
-        validation_data=(X_VAL, Y_VAL),
-    ).history["val_loss"]
+            tmp_path / file,
+            save_best_only=True,
+            save_weights_only=file.endswith("h5"),
+        )
+        for file in files
+    )
+    callbacks = [first, AVERAGES[average](), last]
+    stop = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
+    callbacks.insert(place, stop)
+    model, validation = model_that_overfits(), (X_VAL, Y_VAL)
+    fitted = fit(model, *callbacks, epochs=8, validation_data=validation)
+    history = fitted.history["val_loss"]
     best = min(history)
     if average == "EMA":  # The mean of all epochs may be best at the end.
         assert history.index(best) < len(history) - 1
-    saved = model_that_overfits()
-    saved.load_weights(path)
-    assert score(saved) == pytest.approx(best, rel=1e-6)
     assert score(model) == pytest.approx(best, rel=1e-6)
+    for file in files:
+        assert score_of(tmp_path / file) == pytest.approx(best, rel=1e-6)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_without_validation_the_file_has_the_average_in_any_order(
-    order, tmp_path
-):
-    path = str(tmp_path / "{epoch}.weights.h5")
+def test_without_validation_the_file_has_the_average_in_any_order(tmp_path):
+    paths = [tmp_path / "first.weights.h5", tmp_path / "last.weights.h5"]
+    first, last = (
+        keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+        for path in paths
+    )
     ema = EMA(0.8)
-    callbacks = [
-        ema,
-        keras.callbacks.ModelCheckpoint(path, save_weights_only=True),
-    ]
-    model = model_that_overfits()
-    fit(model, *callbacks[::order], epochs=3)
-    saved = model_that_overfits()
-    saved.load_weights(tmp_path / "3.weights.h5")
-    averaged = model_that_overfits()
-    averaged.set_weights(ema.get_weights())
-    assert models.equal(saved.get_weights(), averaged.get_weights())
+    fit(model_that_overfits(), first, ema, last, epochs=3)
+    for path in paths:
+        saved = another_model()
+        saved.load_weights(path)
+        assert models.equal(saved.get_weights(), ema.get_weights())
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_csv_logger_logs_the_score_of_the_file(order, tmp_path):
-    callbacks = [
-        EMA(0.8),
-        keras.callbacks.ModelCheckpoint(
-            tmp_path / "last.weights.h5", save_weights_only=True
-        ),
-        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-    ]
-    model = model_that_overfits()
-    fit(model, *callbacks[::order], epochs=2, validation_data=(X_VAL, Y_VAL))
-    logged = (tmp_path / "log.csv").read_text().split()[-1].split(",")[-1]
-    saved = model_that_overfits()
-    saved.load_weights(tmp_path / "last.weights.h5")
-    assert score(saved) == pytest.approx(float(logged), rel=1e-6)
+def test_csv_logger_logs_the_score_of_the_file(tmp_path):
+    """Each of the two before the average and after it."""
+
+    def both(name):
+        return (
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / f"{name}.weights.h5", save_weights_only=True
+            ),
+            keras.callbacks.CSVLogger(tmp_path / f"{name}.csv"),
+        )
+
+    callbacks = [*both("first"), EMA(0.8), *both("last")]
+    model, validation = model_that_overfits(), (X_VAL, Y_VAL)
+    fit(model, *callbacks, epochs=2, validation_data=validation)
+    for name in ("first", "last"):
+        log = (tmp_path / f"{name}.csv").read_text()
+        logged = float(log.split()[-1].split(",")[-1])
+        received = score_of(tmp_path / f"{name}.weights.h5")
+        assert received == pytest.approx(logged, rel=1e-6)
 
 
 def test_a_fit_after_restored_best_weights_trains_on_from_those():
     model, ema = model_that_overfits(), EMA(0.8)
     stop = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
-    fit(model, ema, stop, epochs=12, validation_data=(X_VAL, Y_VAL))
+    fit(model, ema, stop, epochs=8, validation_data=(X_VAL, Y_VAL))
     best = model.get_weights()
     samples = models.Samples()
     fit(model, samples, ema, epochs=1)

@@ -1,12 +1,15 @@
 """FGE: members at the minima of the learning rate's cycle."""
 
+from typing import Any, NamedTuple
+
 import keras
 import models
 import numpy
 import probe
 import pytest
 import reference
-from models import BATCH, Samples, compiled, data, equal
+import reused
+from models import BATCH, Samples, compiled, data, equal, fresh
 
 from keras_wavg import FGE, SWA, TriangularLearningRate
 
@@ -19,15 +22,12 @@ def fit(model, *callbacks, epochs=3, **options):
     return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
 
 
-def cyclic(build=models.dense, **options):
+def cyclic():
     cycle = TriangularLearningRate(0.02, 0.002, cycle_steps=CYCLE)
-    return compiled(build(), keras.optimizers.SGD(cycle), **options)
+    return keras.optimizers.SGD(cycle)
 
 
-def trained(build=models.dense, **options):
-    model, fge, samples = cyclic(build), FGE(CYCLE, **options), Samples()
-    fit(model, samples, fge)
-    return model, fge, samples.weights
+DENSE = reused.Reused(models.dense, cyclic)
 
 
 def held(model, fge):
@@ -38,51 +38,94 @@ def held(model, fge):
     return found
 
 
+class Rates(keras.callbacks.Callback):
+    """Records the learning rate of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+
+class Run(NamedTuple):
+    """A training along which there were several ensembles.
+
+    Args:
+        model: The model.
+        walk: The weights after each step.
+        rates: The learning rate of each step.
+        memory: An `FGE` with its members in memory.
+        files: One with files.
+        late: One that started at step 7.
+    """
+
+    model: Any
+    walk: list
+    rates: list
+    memory: FGE
+    files: FGE
+    late: FGE
+
+
+def trained(build, folder):
+    model, samples, rates = compiled(build(), cyclic()), Samples(), Rates()
+    ensembles = [
+        FGE(CYCLE),
+        FGE(CYCLE, folder=folder, name="files"),
+        FGE(CYCLE, start=7, name="late"),
+    ]
+    fit(model, rates, samples, *ensembles)
+    return Run(model, samples.weights, rates.rates, *ensembles)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    keras.config.set_dtype_policy("float32")
+    return trained(models.batch_norm, tmp_path_factory.mktemp("members"))
+
+
 @pytest.fixture(params=["memory", "files"])
-def options(request, tmp_path):
-    return {"folder": tmp_path / "m"} if request.param == "files" else {}
+def fge(request, run):
+    return getattr(run, request.param)
 
 
-@pytest.mark.parametrize(
-    "kind", ["dense", "batch_norm", "nested", "subclassed"]
-)
-def test_members_are_the_weights_at_the_minima(kind, options):
-    model, fge, walk = trained(models.KINDS[kind], **options)
-    expected = walk[CYCLE // 2 - 1 :: CYCLE]
-    assert fge.members == len(expected) == 5
-    received = held(model, fge)
-    for got, wanted in zip(received, expected, strict=True):
+def assert_members(model, fge, expected):
+    assert fge.members == len(expected)
+    for got, wanted in zip(held(model, fge), expected, strict=True):
         # Random seeds are the model's own in memory, a file has them all.
         pairs = zip(model.weights, got, wanted, strict=True)
         assert all(
             numpy.array_equal(a, b) for v, a, b in pairs if v.dtype == "float32"
         )
-    assert equal(model.get_weights(), walk[-1])
 
 
-def test_the_learning_rate_is_at_its_minimum_where_a_member_is_taken():
-    class Rates(keras.callbacks.Callback):
-        rates = ()
-
-        def on_train_batch_begin(self, batch, logs=None):
-            rate = float(self.model.optimizer.learning_rate)
-            self.rates = (*self.rates, rate)
-
-    model, fge, samples, rates = cyclic(), FGE(CYCLE), Samples(), Rates()
-    fit(model, rates, samples, fge)
-    for got, wanted in zip(
-        held(model, fge), samples.weights[1::CYCLE], strict=True
-    ):
-        assert equal(got, wanted)
-    assert rates.rates[1::CYCLE] == pytest.approx([0.002] * 5)
+def test_members_are_the_weights_at_the_minima(fge, run):
+    expected = run.walk[CYCLE // 2 - 1 :: CYCLE]
+    assert len(expected) == 5
+    assert_members(run.model, fge, expected)
+    assert equal(run.model.get_weights(), run.walk[-1])
 
 
-def test_the_first_cycle_begins_at_the_start():
-    model, fge, samples = cyclic(), FGE(CYCLE, start=7), Samples()
-    fit(model, samples, fge)
-    expected = samples.weights[7:][1::CYCLE]
-    assert fge.members == len(expected) == 3
-    assert all(map(equal, held(model, fge), expected))
+@pytest.mark.parametrize("kind", ["nested", "subclassed"])
+def test_every_kind_of_model_has_members(kind, tmp_path):
+    run = trained(models.KINDS[kind], tmp_path)
+    for fge in (run.memory, run.files):
+        assert_members(run.model, fge, run.walk[CYCLE // 2 - 1 :: CYCLE])
+    assert equal(run.model.get_weights(), run.walk[-1])
+
+
+def test_the_learning_rate_is_at_its_minimum_where_a_member_is_taken(run):
+    assert_members(run.model, run.memory, run.walk[1::CYCLE])
+    assert run.rates[1::CYCLE] == pytest.approx([0.002] * 5)
+    assert min(run.rates) == pytest.approx(0.002)
+
+
+def test_the_first_cycle_begins_at_the_start(run):
+    expected = run.walk[7:][1::CYCLE]
+    assert len(expected) == 3
+    assert_members(run.model, run.late, expected)
 
 
 @pytest.mark.skipif(
@@ -91,110 +134,116 @@ def test_the_first_cycle_begins_at_the_start():
 def test_groups_of_batches_keep_the_phase():
     """A group may go past a minimum; the next one is not late for that."""
     fge, samples = FGE(CYCLE), Samples()
-    model = cyclic(steps_per_execution=3)
+    model = compiled(models.dense(), cyclic(), steps_per_execution=3)
     fit(model, samples, fge)
     # Steps 3, 6, 9, ... of which the first behind 2, 6, 10, 14 and 18.
     expected = [samples.weights[i] for i in (0, 1, 3, 4, 5)]
     assert all(map(equal, held(model, fge), expected))
 
 
-def test_training_is_left_as_it_is(options):
-    model, _, walk = trained(models.batch_norm, **options)
-    alone, plain = Samples(), cyclic(models.batch_norm)
+def test_training_is_left_as_it_is(run):
+    plain, alone = compiled(models.batch_norm(), cyclic()), Samples()
     fit(plain, alone)
-    assert equal(walk[-1], alone.weights[-1])
-    assert equal(model.get_weights(), plain.get_weights())
+    assert all(map(equal, run.walk, alone.weights))
+    assert equal(run.model.get_weights(), plain.get_weights())
 
 
-def test_predictions_are_the_mean_of_the_members(options):
-    model, fge, _ = trained(models.batch_norm, **options)
+def test_predictions_are_the_mean_of_the_members(fge, run):
     received = fge.predict(X, verbose=0, batch_size=7)
     single = []
     for index in range(fge.members):
         with fge.member(index):
-            single.append(model.predict(X, verbose=0))
+            single.append(run.model.predict(X, verbose=0))
     assert received == pytest.approx(numpy.mean(single, axis=0), abs=1e-6)
     assert not numpy.allclose(single[0], single[1])
 
 
-def test_the_mean_of_the_members_is_the_solution_of_swa(options):
-    model, fge, walk = trained(models.batch_norm, **options)
-    expected = reference.mean(walk[1::CYCLE])
+def test_the_mean_of_the_members_is_the_solution_of_swa(fge, run):
+    expected = reference.mean(run.walk[1::CYCLE])
     assert reference.relative_error(fge.get_weights(), expected) < 1e-6
     with fge.applied():
-        assert equal(model.get_weights(), fge.get_weights())
-    assert equal(model.get_weights(), walk[-1])
+        assert equal(run.model.get_weights(), fge.get_weights())
+    assert equal(run.model.get_weights(), run.walk[-1])
 
 
 def test_swa_of_the_same_run_rides_along():
-    model, fge, swa = cyclic(), FGE(CYCLE), SWA(every_steps=CYCLE)
-    samples = Samples()
-    fit(model, samples, fge, swa)
+    swa, samples = SWA(every_steps=CYCLE), Samples()
+    fit(DENSE(), samples, FGE(CYCLE), swa)
     expected = reference.mean(samples.weights[CYCLE - 1 :: CYCLE])
     assert reference.relative_error(swa.get_weights(), expected) < 1e-6
 
 
 def test_files_are_weights_files_of_a_plain_model(tmp_path):
-    _, fge, walk = trained(folder=tmp_path)
+    fge, samples = FGE(CYCLE, folder=tmp_path), Samples()
+    fit(DENSE(), samples, fge)
     files = sorted(p.name for p in tmp_path.iterdir())
     assert files == [f"member_000{n}.weights.h5" for n in range(1, 6)]
     plain = models.dense()
     plain.load_weights(tmp_path / "member_0002.weights.h5")
-    assert equal(plain.get_weights(), walk[5])
+    assert equal(plain.get_weights(), samples.weights[5])
     assert probe.kept(fge) == {}
 
 
-def test_a_run_goes_on_from_a_file_with_all_its_members(options, tmp_path):
-    model, fge, _ = trained(**options)
+def test_a_run_goes_on_from_a_file_with_all_its_members(tmp_path):
+    def ensembles():
+        return FGE(CYCLE), FGE(CYCLE, folder=tmp_path / "m", name="files")
+
+    model, fges = DENSE(), ensembles()
+    fit(model, *fges)
     model.save_weights(tmp_path / "a.weights.h5")
-    again, other = FGE(CYCLE, **options), cyclic()
-    other.optimizer.build(other.trainable_variables)
-    again.set_model(other)
+    fit(model, *fges)
+    # The other run writes the files again.
+    expected = [held(model, fge) for fge in fges]
+    for path in (tmp_path / "m").glob("member_000[6-9]*"):
+        path.unlink()
+    again = ensembles()
+    other = fresh(models.dense, *again, optimizer=cyclic())
     other.load_weights(tmp_path / "a.weights.h5")
-    assert again.members == 5
-    fit(model, fge)
-    fit(other, again)
-    assert again.members == fge.members == 9
-    assert all(map(equal, held(other, again), held(model, fge)))
-    assert equal(again.get_weights(), fge.get_weights())
+    assert [fge.members for fge in again] == [5, 5]
+    fit(other, *again)
+    for fge, former, members in zip(again, fges, expected, strict=True):
+        assert fge.members == former.members == len(members) == 9
+        assert all(map(equal, held(other, fge), members))
+        assert equal(fge.get_weights(), former.get_weights())
 
 
 def test_a_missing_file_of_a_member_is_named(tmp_path):
-    model, fge, walk = trained(folder=tmp_path)
+    model, samples = DENSE(), Samples()
+    fge = FGE(CYCLE, folder=tmp_path)
+    fit(model, samples, fge)
     (tmp_path / "member_0003.weights.h5").unlink()
     with pytest.raises((FileNotFoundError, OSError), match="member_0003"):
         fge.predict(X, verbose=0)
-    assert equal(model.get_weights(), walk[-1])
+    assert equal(model.get_weights(), samples.weights[-1])
     fit(model, fge, epochs=1)
 
 
 def test_a_prediction_that_fails_leaves_the_weights():
-    model, fge, walk = trained()
+    model, fge, samples = compiled(models.dense(), cyclic()), FGE(2), Samples()
+    fit(model, samples, fge, epochs=1)
     with pytest.raises(Exception):  # noqa: B017, PT011
         fge.predict(numpy.ones((3, 7)), verbose=0)
-    assert equal(model.get_weights(), walk[-1])
+    assert equal(model.get_weights(), samples.weights[-1])
     fit(model, fge, epochs=1)
 
 
-def test_inputs_that_are_gone_after_one_member_are_refused():
-    model, fge, walk = trained()
+def test_inputs_that_are_gone_after_one_member_are_refused(run):
     with pytest.raises(ValueError, match="`x` must be data that can be gone"):
-        fge.predict(iter([X]))
-    assert equal(model.get_weights(), walk[-1])
+        run.memory.predict(iter([X]))
+    assert equal(run.model.get_weights(), run.walk[-1])
 
 
 def test_there_is_no_member_before_the_first_minimum():
     fge = FGE(1000)
     with pytest.warns(UserWarning, match=r"no average.*cycle_steps=1000"):
-        fit(compiled(models.dense()), fge)
+        fit(DENSE(), fge, epochs=1)
     assert fge.members == 0
     with pytest.raises(ValueError, match="cycle_steps=1000"):
         fge.predict(X)
 
 
 @pytest.mark.parametrize("index", [-1, 5, 9, 0.5])
-def test_a_member_that_does_not_exist_is_refused(index):
-    _, fge, _ = trained()
+def test_a_member_that_does_not_exist_is_refused(index, fge):
     message = r"`index` must be in the range \[0, 5\)"
     with pytest.raises(ValueError, match=message), fge.member(index):
         pass

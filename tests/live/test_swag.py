@@ -1,11 +1,14 @@
 """SWAG's distribution, against its definition in float64."""
 
+from typing import Any, NamedTuple
+
 import keras
 import models
 import numpy
 import probe
 import pytest
 import reference
+import reused
 from models import BATCH, Samples, compiled, data, equal
 
 from keras_wavg import SWAG
@@ -18,17 +21,35 @@ def fit(model, *callbacks, epochs=6, **options):
     return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
 
 
-def trained(build=models.dense, **options):
-    model, swag, samples = compiled(build()), SWAG(**options), Samples()
-    fit(model, samples, swag)
-    swag.restore()
-    return model, swag, samples.weights[5::6]
+class Run(NamedTuple):
+    """A training along which there were averages of several ranks.
+
+    Args:
+        model: The model, with raw weights.
+        samples: The weights after each epoch.
+        swag: Averages by their rank.
+    """
+
+    model: Any
+    samples: list
+    swag: dict
 
 
-def test_moments_are_those_of_the_samples():
-    _, swag, samples = trained(rank=4)
-    _, variance, deviations = reference.swag_moments(samples, rank=4)
-    kept = probe.kept(swag)
+@pytest.fixture(scope="module")
+def run():
+    keras.config.set_dtype_policy("float32")
+    model, samples = compiled(models.dense()), Samples()
+    swag = {
+        rank: SWAG(rank=rank, swap=False, name=f"of_rank_{rank}")
+        for rank in (2, 3, 4, 7)
+    }
+    fit(model, samples, *swag.values())
+    return Run(model, samples.weights[5::6], swag)
+
+
+def test_moments_are_those_of_the_samples(run):
+    _, variance, deviations = reference.swag_moments(run.samples, rank=4)
+    kept = probe.kept(run.swag[4])
     received = [squares / 6 for squares in kept["squares"]]
     scale = max(v.max() for v in variance)
     for got, expected in zip(received, variance, strict=True):
@@ -74,13 +95,11 @@ def covariance(samples, rank):
     return diagonal + low.T @ low / (rank - 1)
 
 
-@pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_samples_have_the_mean_and_the_covariance_of_the_paper(scale):
+def test_samples_have_the_mean_and_the_covariance_of_the_paper(run):
     """Whitened, they are standard normal: about 95 % within the quantile."""
-    model, swag, samples = trained(rank=3)
-    found = sampled(model, swag, 600, scale)
-    centred = found - flat(reference.mean(samples))
-    expected = scale * covariance(samples, 3)
+    found = sampled(run.model, run.swag[3], 600, 0.5)
+    centred = found - flat(reference.mean(run.samples))
+    expected = 0.5 * covariance(run.samples, 3)
     distances = numpy.einsum(
         "si,ij,sj->s", centred, numpy.linalg.inv(expected), centred
     )
@@ -93,68 +112,76 @@ def test_samples_have_the_mean_and_the_covariance_of_the_paper(scale):
     assert scatter < 0.25 * numpy.linalg.norm(expected)
 
 
-def test_a_scale_of_zero_is_the_mean():
-    model, swag, _ = trained(rank=2)
-    with swag.sample(0, seed=0):
-        assert equal(model.get_weights(), swag.get_weights())
+def test_a_scale_multiplies_the_covariance(run):
+    """So it multiplies, by its root, how far the sample of a seed goes."""
+    mean = flat(run.swag[3].get_weights())
+    default = sampled(run.model, run.swag[3], 5, 0.5) - mean
+    for scale in (1.0, 2.0, 4.5):
+        received = sampled(run.model, run.swag[3], 5, scale) - mean
+        expected = default * (scale / 0.5) ** 0.5
+        assert received == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_a_seed_gives_the_same_sample_and_another_another():
-    model, swag, _ = trained(rank=2)
+def test_a_scale_of_zero_is_the_mean(run):
+    with run.swag[2].sample(0, seed=0):
+        assert equal(run.model.get_weights(), run.swag[2].get_weights())
+
+
+def test_a_seed_gives_the_same_sample_and_another_another(run):
     draws = []
     for seed in (1, 1, 2, None, None):
-        with swag.sample(seed=seed):
-            draws.append(model.get_weights())
+        with run.swag[2].sample(seed=seed):
+            draws.append(run.model.get_weights())
     assert equal(draws[0], draws[1])
     assert not equal(draws[0], draws[2])
     assert not equal(draws[3], draws[4])
 
 
-@pytest.mark.parametrize("holds_mean", [True, False])
-def test_afterwards_the_model_holds_what_it_held_before(holds_mean):
-    model, swag, _ = trained(models.batch_norm, rank=2, bn_data=X)
-    if holds_mean:
-        swag.apply()
-    before = model.get_weights()
+def test_afterwards_the_model_holds_what_it_held_before():
+    model, swag = reused.batch_norm(), SWAG(rank=2, bn_data=X)
+    fit(model, swag, epochs=3)
 
     def break_off():
         with swag.sample(seed=0):
             assert not equal(model.get_weights(), before)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        break_off()
-    assert equal(model.get_weights(), before)
-    swag.predict(X, samples=2, verbose=0)
-    assert equal(model.get_weights(), before)
-    assert probe.is_held(swag) is holds_mean
+    for holds_mean in (True, False):
+        if not holds_mean:
+            swag.restore()
+        before = model.get_weights()
+        with pytest.raises(KeyboardInterrupt):
+            break_off()
+        assert equal(model.get_weights(), before)
+        swag.predict(X, samples=2, verbose=0)
+        assert equal(model.get_weights(), before)
+        assert probe.is_held(swag) is holds_mean
     fit(model, swag, epochs=1)
 
 
-def test_moving_statistics_have_no_noise():
-    model, swag, _ = trained(models.batch_norm, rank=2)
+def test_moving_statistics_have_no_noise_or_are_those_of_each_sample():
+    """As there is data to measure them with, or not."""
+    model = reused.batch_norm()
+    swag = SWAG(rank=2, swap=False)
+    measured = SWAG(rank=2, bn_data=X, name="measured")
+    fit(model, swag, measured, epochs=3)
     mean = swag.get_weights()
     with swag.sample(seed=0):
         held = model.get_weights()
     for variable, got, expected in zip(model.weights, held, mean, strict=True):
         assert equal([got], [expected]) is not variable.trainable
-
-
-def test_with_data_statistics_are_those_of_each_sample():
-    _, swag, _ = trained(models.batch_norm, rank=2, bn_data=X)
-    model, found = swag.model, []
+    found, layer = [], model.layers[1]
+    hidden = keras.Model(model.inputs, model.layers[0].output)
     for seed in (0, 1):
-        with swag.sample(seed=seed):
-            layer = model.layers[1]
+        with measured.sample(seed=seed):
             found.append(keras.ops.convert_to_numpy(layer.moving_mean.value))
-            hidden = keras.Model(model.inputs, model.layers[0].output)
             expected = hidden.predict(X, verbose=0).mean(axis=0)
         assert found[-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert not equal(found[:1], found[1:])
 
 
-def test_predictions_are_the_mean_of_those_of_the_samples():
-    model, swag, _ = trained(rank=2)
+def test_predictions_are_the_mean_of_those_of_the_samples(run):
+    model, swag = run.model, run.swag[2]
     received = swag.predict(X, samples=3, seed=5, verbose=0)
     assert received.dtype == "float32"
     single = []
@@ -178,36 +205,33 @@ def test_predictions_keep_the_structure_of_the_outputs():
     assert received["b"][0] == pytest.approx(expected["b"][0])
 
 
-def test_a_progress_bar_counts_the_samples(capsys):
-    _, swag, _ = trained(rank=2)
-    swag.predict(X, samples=3)
+def test_a_progress_bar_counts_the_samples(capsys, run):
+    run.swag[2].predict(X, samples=3)
     assert "3/3" in capsys.readouterr().out
-    swag.predict(X, samples=3, verbose=0)
+    run.swag[2].predict(X, samples=3, verbose=0)
     assert not capsys.readouterr().out
 
 
-def test_a_rank_above_the_number_of_samples_is_refused():
-    model, swag, _ = trained(rank=7)
-    before = model.get_weights()
+def test_a_rank_above_the_number_of_samples_is_refused(run):
+    swag, before = run.swag[7], run.model.get_weights()
     message = r"`rank` must not be .* Received: rank=7, with 6 samples"
     with pytest.raises(ValueError, match=message), swag.sample():
         pass
     with pytest.raises(ValueError, match=message):
         swag.predict(X, verbose=0)
-    assert equal(model.get_weights(), before)
+    assert equal(run.model.get_weights(), before)
 
 
 @pytest.mark.parametrize("scale", [-1, float("nan"), "1"])
-def test_a_bad_scale_is_refused(scale):
-    _, swag, _ = trained(rank=2)
-    with pytest.raises(ValueError, match=r"`scale` must"), swag.sample(scale):
+def test_a_bad_scale_is_refused(scale, run):
+    message = "`scale` must"
+    with pytest.raises(ValueError, match=message), run.swag[2].sample(scale):
         pass
 
 
-def test_a_bad_number_of_samples_is_refused():
-    _, swag, _ = trained(rank=2)
+def test_a_bad_number_of_samples_is_refused(run):
     with pytest.raises(ValueError, match="`samples` must be an integer >= 1"):
-        swag.predict(X, samples=0)
+        run.swag[2].predict(X, samples=0)
 
 
 def test_without_a_model_there_is_nothing_to_sample():

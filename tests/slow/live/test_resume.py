@@ -1,51 +1,103 @@
 """Killed and resumed is the same as never killed, to the last bit.
 
 Real processes, real SIGKILLs, Keras' own `BackupAndRestore`. Each run carries
-an average of each method, and with each option of `EMA`.
+an average of each method, and with each option of `EMA`. A process that goes on
+from a kill finishes that run and then dies in the next one: most of the time
+goes into its imports.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
+import models
 import numpy
 import pytest
 import resumable
 
 SCRIPT = resumable.__file__
+# A backup of every fifth batch is, last before the kill, that of the epoch's
+# third, and counted anew from there that of the next epoch's fourth.
+INTERRUPTS = [[2, 2], [3, 3]]
 
 
-def process(folder, **run):
-    """Train in a process of its own."""
-    folder.mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, SCRIPT, json.dumps({"folder": str(folder)} | run)],
+def killed_process(*runs):
+    """Run in a process of its own, which does not live to its end."""
+    process = subprocess.run(
+        [sys.executable, SCRIPT, json.dumps(runs)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
+    assert process.returncode == -signal.SIGKILL, process.stderr
 
 
-def end(folder):
-    """What a run ended with."""
-    with numpy.load(folder / "end.npz") as arrays:
-        return dict(arrays)
+class Runs:
+    """The runs of each kind, which are killed and go on.
+
+    Args:
+        folder: `pathlib.Path`, of all that they leave.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def whole(self, kind, **options):
+        """A run that nobody disturbs."""
+        folder = str(self.folder / f"whole_{kind}")
+        return {"kind": kind, "folder": folder} | options
+
+    def resumed(self, kind, *, first, backup="epoch", **options):
+        """A run that goes on where it was killed, if it was."""
+        run = {"kind": kind, "folder": str(self.folder / kind)}
+        return run | {"backup": backup, "backup_first": first} | options
+
+    def end(self, name):
+        """What a run ended with."""
+        with numpy.load(self.folder / name / "end.npz") as arrays:
+            return dict(arrays)
 
 
-def finish(folder, **run):
-    ended = process(folder, **run)
-    assert ended.returncode == 0, ended.stderr
-    return end(folder)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    whole, resumed = runs.whole, runs.resumed
 
+    def killed(kind, where, epoch, **options):
+        return resumed(kind, die=[where, epoch], **options)
 
-def kill_and_resume(folder, die, **run):
-    killed = process(folder, die=die, **run)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (folder / "end.npz").exists()
-    return finish(folder, **run)
+    killed_process(killed("accumulated", "mid-epoch", 2, first=True))
+    killed_process(
+        resumed("accumulated", first=True),
+        killed("scaled", "validation", 2, first=False),
+    )
+    killed_process(
+        resumed("scaled", first=False),
+        killed("plain", "mid-epoch", 2, first=True, backup=5),
+    )
+    killed_process(killed("plain", "mid-epoch", 3, first=False, backup=5))
+    killed_process(
+        resumed("plain", first=True, backup=5),
+        killed("measured", "writing", 2, first=True),
+    )
+    torn = runs.folder / "measured" / "backup"
+    shutil.copytree(torn, runs.folder / "torn")
+    # In this epoch a member is written, and before the backup.
+    killed_process(killed("measured", "writing", 3, first=False))
+    assert len([*torn.parent.glob("members/*.weights.h5")]) == 2
+    killed_process(
+        resumed("measured", first=False),
+        whole("measured"),
+        whole("scaled"),
+        whole("plain", interrupts=INTERRUPTS),
+        whole("accumulated", save=True),
+    )
+    return runs
 
 
 def assert_same(received, expected):
@@ -58,84 +110,52 @@ def assert_same(received, expected):
     assert differing == []
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """Ends of runs that nobody disturbed."""
-    ends = {}
+@pytest.mark.parametrize("kind", ["measured", "accumulated", "scaled"])
+def test_a_killed_run_ends_as_if_it_had_not_been(kind, runs):
+    """In mid-epoch, in validation, or while a backup and a member is written.
 
-    def run(**options):
-        key = json.dumps(options)
-        if key not in ends:
-            ends[key] = finish(tmp_path_factory.mktemp("run"), **options)
-        return ends[key]
-
-    return run
+    With batch statistics that are measured, and with optimizers that do not
+    make a step of each batch.
+    """
+    assert_same(runs.end(kind), runs.end(f"whole_{kind}"))
 
 
-@pytest.mark.parametrize(
-    ("die", "backup_first", "averages"),
-    [
-        ("mid-epoch", True, {}),
-        ("validation", False, {}),
-        ("writing", True, {}),
-        ("writing", True, {"members": True}),
-        ("validation", True, {"swa": True}),
-    ],
-)
-def test_a_killed_run_ends_as_if_it_had_not_been(
-    die, backup_first, averages, uninterrupted, tmp_path
-):
-    received = kill_and_resume(
-        tmp_path, die, backup="epoch", backup_first=backup_first, **averages
-    )
-    assert_same(received, uninterrupted(**averages))
+def test_a_killed_run_counts_the_steps_that_the_optimizer_made(runs):
+    batches = 6 * resumable.EPOCHS
+    last, averaged, skipped = runs.end("accumulated")["swapped_counts"]
+    assert (last, averaged, skipped) == (batches // 4, batches // 4, 0)
+    last, averaged, skipped = runs.end("scaled")["swapped_counts"]
+    assert 0 < averaged == last < batches
+    assert skipped == 0
 
 
-@pytest.mark.parametrize(
-    "optimizer", [{"accumulate": 4, "steps": 6}, {"scale": True, "steps": 12}]
-)
-def test_a_killed_run_counts_the_steps_that_the_optimizer_made(
-    optimizer, uninterrupted, tmp_path
-):
-    received = kill_and_resume(
-        tmp_path, "mid-epoch", backup="epoch", backup_first=False, **optimizer
-    )
-    assert_same(received, uninterrupted(**optimizer))
-    if "scale" in optimizer:
-        assert received["swapped_counts"][0] < 6 * resumable.EPOCHS
-
-
-@pytest.mark.parametrize("backup_first", [True, False])
-def test_a_run_killed_between_backups_of_batches_goes_on_from_the_last(
-    backup_first, uninterrupted, tmp_path
-):
+def test_a_run_killed_between_backups_of_batches_goes_on_from_the_last(runs):
     """Keras then repeats the epoch from the weights of that batch.
 
-    An interrupted `fit` that is called again at that epoch does the same. The
-    backup of every fifth batch is, last before the kill, that of the epoch's
-    third.
+    An interrupted `fit` that is called again at that epoch does the same.
     """
-    received = kill_and_resume(
-        tmp_path, "mid-epoch", backup=5, backup_first=backup_first
-    )
-    assert_same(received, uninterrupted(interrupt=[2, 2]))
+    assert_same(runs.end("plain"), runs.end("whole_plain"))
 
 
-def test_without_a_second_backup_a_torn_file_is_an_error(tmp_path):
+def test_without_a_second_backup_a_torn_file_is_an_error(runs, tmp_path):
     """Not something half-loaded: Keras does not write files atomically."""
-    killed = process(tmp_path, die="writing", backup="epoch", backup_first=True)
-    assert killed.returncode == -signal.SIGKILL
-    for spare in (tmp_path / "backup").glob("*.bkp"):
+    torn = shutil.copytree(runs.folder / "torn", tmp_path / "torn")
+    for spare in Path(torn).glob("*.bkp"):
         spare.unlink()
-    failed = process(tmp_path, backup="epoch", backup_first=True)
-    assert failed.returncode == 1
-    assert "OSError" in failed.stderr
-    assert not Path(tmp_path, "end.npz").exists()
+    model, _ = resumable.build("measured")
+    averages = resumable.averages("measured", tmp_path)
+    backup = keras.callbacks.BackupAndRestore(torn, double_checkpoint=True)
+    before = model.get_weights()
+    with pytest.raises(OSError, match=r"(?i)file"):
+        model.fit(*models.data(6), callbacks=[backup, *averages], verbose=0)
+    assert models.equal(model.get_weights(), before)
 
 
-def test_a_file_of_the_average_is_whole_or_what_it_was(tmp_path):
+def test_a_file_of_the_average_is_whole_or_what_it_was(runs):
     """On a full disk, and after a kill while it was written."""
-    killed = process(tmp_path, save=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    model, _ = resumable.build({})
-    model.load_weights(tmp_path / "a.weights.h5")
+    model, _ = resumable.build("accumulated")
+    model.load_weights(runs.folder / "whole_accumulated" / "a.weights.h5")
+    end = runs.end("whole_accumulated")
+    received = model.get_weights()
+    shown = [end[f"shown_{i}"] for i in range(len(received))]
+    assert models.equal(received, shown)
