@@ -29,46 +29,39 @@ KINDS = {
 }
 
 
-def options(steps):
-    """Each option of `EMA`, for a run of so many optimizer steps."""
-    return {
-        "swapped": {},
-        "textbook": {
-            "bias_correction": False,
-            "warmup": True,
-            "every": 5,
-            "include": "kernel",
-        },
-        "host": {
-            "device": "cpu",
-            "warmup": True,
-            "every": 3,
-            "start": steps // 3 - 1,
-            "overwrite_every": 4,
-        },
-        "late": {"bias_correction": False, "start": steps - 2},
-    }
-
-
 def averages(kind, folder):
     """An average of each method and option; the first is swapped in."""
-    emas = [
-        EMA(0.9, swap=name == "swapped", name=name, **chosen)
-        for name, chosen in options(KINDS[kind].get("steps", 24)).items()
-    ]
-    others = [
-        SWA(1, every_steps=5, swap=False, name="swa"),
+    steps = KINDS[kind].get("steps", 24)
+    swapped = EMA(0.9, name="swapped")
+    others = []
+    if "measured" in KINDS[kind]:
+        swapped = SWA(1, bn_data=models.data(6)[0], name="swapped")
+        # Members are written in the first, the second and the last epoch.
+        others.append(FGE(8, folder=folder / "members", name="fge_files"))
+    textbook = {"bias_correction": False, "swap": False}
+    return [
+        swapped,
+        EMA(0.9, warmup=True, every=5, include="kernel", **textbook),
+        EMA(0.9, start=steps - 2, name="late", **textbook),
+        SWA(1, every_steps=5, swap=False),
         LAWA(2, every=2, swap=False),
         SWAG(rank=2, swap=False),
         FGE(4),
         BEMA(2, start=3, swap=False),
+        *others,
+        # Last in this list and in the order of names: a backup that is listed
+        # first asks the averages for a sample in the order of their names.
+        EMA(
+            0.9,
+            device="cpu",
+            warmup=True,
+            every=3,
+            start=steps // 3 - 1,
+            overwrite_every=4,
+            swap=False,
+            name="written_back",
+        ),
     ]
-    if "measured" in KINDS[kind]:
-        inputs = models.data(6)[0]
-        emas[0] = SWA(start_epoch=1, bn_data=inputs, name="swapped")
-        # Members are written in the first, the second and the last epoch.
-        others.append(FGE(8, folder=folder / "members", name="fge_files"))
-    return [*emas, *others]
 
 
 class Die(keras.callbacks.Callback):

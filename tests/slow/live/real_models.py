@@ -11,7 +11,7 @@ from keras import ops
 from models import seeded
 
 BATCH = 8
-STEPS = 3
+STEPS = 2
 CLASSES = 10
 IMAGE = (32, 32, 3)
 VOCABULARY = 50

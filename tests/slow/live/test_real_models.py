@@ -1,6 +1,7 @@
 """Architectures that people train keep every promise, through the front door.
 
-A training of two epochs for each of them, which the tests look at.
+One model of each, whose compiled steps serve three trainings: without an
+average, with `EMA` from the same beginning, and from a file of the second.
 """
 
 from types import SimpleNamespace
@@ -20,14 +21,16 @@ DECAY = 0.8
 
 
 class Ends(Samples):
-    """Records also what the model holds where an epoch ends."""
+    """Records also what there is where an epoch ends."""
 
     def __init__(self):
         super().__init__()
         self.ends = []
+        self.optimizers = []
 
     def on_epoch_end(self, epoch, logs=None):
         self.ends.append(self.model.get_weights())
+        self.optimizers.append(optimizer_state(self.model))
 
 
 @pytest.fixture(scope="module", params=real_models.KINDS)
@@ -40,45 +43,96 @@ def of(*names):
     return pytest.mark.parametrize("kind", names, indirect=True)
 
 
-def fit(model, kind, *callbacks, **options):
-    return model.fit(
+def trained(model, kind, *callbacks, **options):
+    """What a training has seen and left."""
+    samples = Ends()
+    history = model.fit(
         *kind.data(STEPS, 0),
         batch_size=BATCH,
         epochs=EPOCHS,
         shuffle=False,
         verbose=0,
         validation_data=kind.data(1, 1),
-        callbacks=[*callbacks],
+        callbacks=[samples, *callbacks],
         **options,
     ).history
+    return SimpleNamespace(
+        samples=samples, history=history, shown=model.get_weights()
+    )
+
+
+def optimizer_state(model):
+    return [keras.ops.convert_to_numpy(v) for v in model.optimizer.variables]
+
+
+def give_back(model, weights, state):
+    """Let a model and its optimizer be what they were."""
+    model.set_weights(weights)
+    for variable, value in zip(model.optimizer.variables, state, strict=True):
+        variable.assign(value)
 
 
 @pytest.fixture(scope="module")
-def plain(kind):
-    """A training without an average."""
-    model, samples = kind.build(), Samples()
-    history = fit(model, kind, samples)
-    return SimpleNamespace(model=model, samples=samples, history=history)
+def model(kind):
+    model = kind.build()
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
 @pytest.fixture(scope="module")
-def run(kind, tmp_path_factory):
+def plain(kind, model):
+    """A training without an average, which leaves the model as it was."""
+    beginning = model.get_weights(), optimizer_state(model)
+    run = trained(model, kind)
+    give_back(model, *beginning)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(kind, model, plain, tmp_path_factory):
     """The same with `EMA`, and a checkpoint at each epoch's end."""
-    model, ema, samples = kind.build(), EMA(DECAY), Ends()
-    folder = tmp_path_factory.mktemp("checkpoints")
+    assert len(plain.history["loss"]) == EPOCHS
+    folder, ema = tmp_path_factory.mktemp("run"), EMA(DECAY)
+    x, _ = kind.data(STEPS, 0)
+    swa = [SWA(bn_data=x, swap=False)] if measured(model) else []
     checkpoint = keras.callbacks.ModelCheckpoint(
         folder / f"{{epoch}}{kind.suffix}",
         save_weights_only=kind.suffix != ".keras",
     )
-    history = fit(model, kind, checkpoint, samples, ema)
-    files = [folder / f"{n + 1}{kind.suffix}" for n in range(EPOCHS)]
-    return SimpleNamespace(
-        model=model, ema=ema, samples=samples, history=history, files=files
-    )
+    run = trained(model, kind, checkpoint, ema, *swa)
+    run.files = [folder / f"{n + 1}{kind.suffix}" for n in range(EPOCHS)]
+    run.average = ema.get_weights()
+    run.score = model.evaluate(*kind.data(1, 1), batch_size=BATCH, verbose=0)
+    run.file = folder / "average.weights.h5"
+    ema.save_weights(run.file)
+    run.outputs = outputs(model, kind)
+    ema.restore()
+    run.raw = model.get_weights()
+    ema.apply()
+    run.applied = model.get_weights()
+    if swa:
+        run.measured = measured_by(*swa, model, x)
+    return run
 
 
-def optimizer_state(optimizer):
-    return [keras.ops.convert_to_numpy(v) for v in optimizer.variables]
+@pytest.fixture(scope="module")
+def resumed(kind, model, run):
+    """Loads the first checkpoint and trains the second epoch."""
+    ema = EMA(DECAY)
+    ema.set_model(model)
+    model.load_weights(run.files[0])
+    return trained(model, kind, ema, initial_epoch=1)
+
+
+@pytest.fixture(scope="module")
+def network(kind):
+    """The model that uses the weights afterwards."""
+    return kind.plain()
+
+
+def outputs(model, kind):
+    x, _ = kind.data(1, 1)
+    return keras.ops.convert_to_numpy(model(x, training=False))
 
 
 def test_training_is_the_same_with_and_without_the_average(plain, run):
@@ -89,135 +143,116 @@ def test_training_is_the_same_with_and_without_the_average(plain, run):
 
 
 def test_the_average_is_that_of_the_definition(run):
-    averages = run.ema.get_weights()
     expected = reference.ema(run.samples.weights, DECAY)
-    assert reference.relative_error(averages, expected) < 1e-6
-    assert equal(run.model.get_weights(), averages)
-    assert equal(run.samples.ends[-1], averages)
+    assert reference.relative_error(run.average, expected) < 1e-6
+    assert equal(run.shown, run.average)
+    assert equal(run.samples.ends[-1], run.average)
 
 
-def test_validation_measures_the_average(kind, run):
-    score = run.model.evaluate(*kind.data(1, 1), batch_size=BATCH, verbose=0)
-    assert run.history["val_loss"][-1] == pytest.approx(score, rel=1e-6)
+def test_validation_measures_the_average(plain, run):
+    assert run.history["val_loss"][-1] == pytest.approx(run.score, rel=1e-6)
+    assert run.history["val_loss"][-1] != plain.history["val_loss"][-1]
 
 
 def test_the_raw_weights_come_back_bit_for_bit(run):
-    run.ema.restore()
-    raw = run.model.get_weights()
-    run.ema.apply()
-    assert equal(raw, run.samples.weights[-1])
-    assert equal(run.model.get_weights(), run.ema.get_weights())
-
-
-@pytest.fixture(scope="module")
-def resumed(kind, run):
-    """Loads the first checkpoint and trains the second epoch."""
-    model, ema, samples = kind.build(), EMA(DECAY), Ends()
-    model.optimizer.build(model.trainable_variables)
-    ema.set_model(model)
-    model.load_weights(run.files[0])
-    loaded = model.get_weights()
-    history = fit(model, kind, samples, ema, initial_epoch=1)
-    return SimpleNamespace(
-        model=model, loaded=loaded, samples=samples, history=history
-    )
+    assert equal(run.raw, run.samples.weights[-1])
+    assert equal(run.applied, run.average)
+    assert not equal(run.raw, run.average)
 
 
 def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(run, resumed):
     assert resumed.samples.losses == run.samples.losses[STEPS:]
     assert equal(resumed.samples.weights[-1], run.samples.weights[-1])
-    assert equal(
-        optimizer_state(resumed.model.optimizer),
-        optimizer_state(run.model.optimizer),
-    )
+    assert equal(resumed.samples.optimizers[-1], run.samples.optimizers[-1])
 
 
 def test_the_average_goes_on_from_a_file_as_if_nothing_was(run, resumed):
-    assert equal(resumed.loaded, run.samples.ends[0])
     assert resumed.history["val_loss"] == run.history["val_loss"][1:]
-    assert equal(resumed.model.get_weights(), run.samples.ends[-1])
+    assert equal(resumed.shown, run.samples.ends[-1])
+
+
+def test_a_new_model_loads_all_of_a_file(kind, run):
+    model, ema = kind.build(), EMA(DECAY)
+    model.optimizer.build(model.trainable_variables)
+    ema.set_model(model)
+    model.load_weights(run.files[0])
+    assert equal(model.get_weights(), run.samples.ends[0])
+    assert equal(ema.get_weights(), run.samples.ends[0])
+    assert equal(optimizer_state(model), run.samples.optimizers[0])
+    ema.restore()
+    assert equal(model.get_weights(), run.samples.weights[STEPS - 1])
 
 
 @of("resnet", "gpt2")
-def test_a_plain_model_loads_a_file_of_the_average(kind, run, tmp_path):
-    run.ema.save_weights(tmp_path / "average.weights.h5")
-    model = kind.plain()
-    model.load_weights(tmp_path / "average.weights.h5")
-    assert equal(model.get_weights(), run.ema.get_weights())
+def test_a_plain_model_loads_a_file_of_the_average(run, network):
+    network.load_weights(run.file)
+    assert equal(network.get_weights(), run.average)
 
 
 @of("lora")
-def test_a_model_without_adapters_loads_their_average(kind, run, tmp_path):
-    run.ema.save_weights(tmp_path / "average.weights.h5")
-    model = kind.plain()
-    model.load_weights(tmp_path / "average.weights.h5")
-    x, _ = kind.data(1, 1)
+def test_a_model_without_adapters_loads_their_average(kind, run, network):
+    network.load_weights(run.file)
     numpy.testing.assert_allclose(
-        model.predict(x, verbose=0),
-        run.model.predict(x, verbose=0),
-        rtol=0,
-        atol=1e-5,
+        outputs(network, kind), run.outputs, rtol=0, atol=1e-5
     )
 
 
-def test_checkpoints_are_averaged_as_defined(kind, run, tmp_path):
-    output = tmp_path / f"mean{kind.suffix}"
+def test_checkpoints_are_averaged_as_defined(kind, run, network, tmp_path):
+    output, held = tmp_path / f"mean{kind.suffix}", []
     average_checkpoints(run.files, output)
-    model, held = kind.plain(), []
     for file in (*run.files, output):
-        model.load_weights(file)
-        held.append(model.get_weights())
+        network.load_weights(file)
+        held.append(network.get_weights())
     expected = reference.mean(held[:-1])
     assert equal(held[-1], [mean.astype("float32") for mean in expected])
 
 
 def measured(model):
-    """Which weights `update_bn` assigns."""
+    """The indices of the weights that `update_bn` assigns."""
     statistics = {
         id(variable)
         for layer in model.layers
         if isinstance(layer, keras.layers.BatchNormalization)
         for variable in (layer.moving_mean, layer.moving_variance)
     }
-    return [id(weight) in statistics for weight in model.weights]
+    return [i for i, w in enumerate(model.weights) if id(w) in statistics]
+
+
+def measured_by(swa, model, x):
+    """The weights as SWA has measured them, and as `update_bn` does."""
+    indices = measured(model)
+    with swa.applied():
+        by_swa = model.get_weights()
+        others = [w + 1 if i in indices else w for i, w in enumerate(by_swa)]
+        model.set_weights(others)
+        update_bn(model, x, verbose=0)
+        by_update = model.get_weights()
+    return SimpleNamespace(by_swa=by_swa, by_update=by_update, indices=indices)
 
 
 @of("resnet")
-def test_measuring_gives_finite_statistics_and_changes_nothing_else(kind, run):
-    before = run.model.get_weights()
-    update_bn(run.model, kind.data(STEPS, 0)[0], verbose=0)
-    after = run.model.get_weights()
-    run.model.set_weights(before)
-    for old, new, is_measured in zip(
-        before, after, measured(run.model), strict=True
-    ):
-        assert equal([old], [new]) != is_measured
-        assert numpy.isfinite(new).all()
-    assert sum(measured(run.model)) == 2 * 49
+def test_swa_measures_the_statistics_of_the_mean(run):
+    indices, shown = run.measured.indices, run.measured.by_swa
+    assert len(indices) == 2 * 49
+    mean = reference.mean(run.samples.weights[STEPS - 1 :: STEPS])
+    for i, (weights, expected) in enumerate(zip(shown, mean, strict=True)):
+        assert numpy.isfinite(weights).all()
+        error = reference.relative_error([weights], [expected])
+        assert (error < 1e-6) == (i not in indices)
 
 
 @of("resnet")
-def test_swa_measures_the_statistics_of_the_mean(kind, plain):
-    x, _ = kind.data(STEPS, 0)
-    swa, samples = SWA(bn_data=x), Samples()
-    fit(plain.model, kind, samples, swa)
-    shown = plain.model.get_weights()
-    mean = reference.mean(samples.weights[STEPS - 1 :: STEPS])
-    mean = [
-        array if is_measured else average
-        for array, average, is_measured in zip(
-            shown, mean, measured(plain.model), strict=True
-        )
-    ]
-    assert reference.relative_error(shown, mean) < 1e-6
-    update_bn(plain.model, x, verbose=0)
-    assert equal(plain.model.get_weights(), shown)
-    swa.restore()
-    assert equal(plain.model.get_weights(), samples.weights[-1])
+def test_measuring_gives_those_statistics_and_changes_nothing_else(run):
+    assert equal(run.measured.by_update, run.measured.by_swa)
 
 
 @of("lora")
 def test_adapters_are_averaged_with_their_kernel_or_not_at_all(kind):
+    model = kind.build()
+    part, others = EMA(DECAY, include="lora"), EMA(DECAY, include="norm")
+    part.set_model(model)
     with pytest.raises(ValueError, match="adapters"):
-        fit(kind.build(), kind, EMA(DECAY, include="lora"))
-    fit(kind.build(), kind, EMA(DECAY, include="norm"))
+        part.update()
+    others.set_model(model)
+    others.update()
+    assert equal(others.get_weights(), model.get_weights())
