@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from keras_wavg.callbacks.lawa import LAWA
     from keras_wavg.callbacks.lookahead import Lookahead
     from keras_wavg.callbacks.power_ema import PowerEMA
+    from keras_wavg.callbacks.resume import resume
     from keras_wavg.callbacks.swa import SWA
     from keras_wavg.callbacks.swag import SWAG
     from keras_wavg.files import coefficients
@@ -60,6 +61,7 @@ __all__ = [
     "greedy_soup",
     "inspect_checkpoint",
     "plots",
+    "resume",
     "select_checkpoints",
     "sweep",
     "synthesize",
@@ -85,6 +87,7 @@ _HOMES = {
     "diff_checkpoints": "keras_wavg.files.inspection",
     "greedy_soup": "keras_wavg.soup",
     "inspect_checkpoint": "keras_wavg.files.inspection",
+    "resume": "keras_wavg.callbacks.resume",
     "select_checkpoints": "keras_wavg.files.select",
     "sweep": "keras_wavg.files.synthesis",
     "synthesize": "keras_wavg.files.synthesis",

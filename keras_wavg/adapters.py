@@ -18,6 +18,21 @@ def merged_in_files(model: Any) -> set[int]:
     return {id(v) for weights in _adapted(model) for v in weights}
 
 
+def has_quantized_adapters(model: Any) -> bool:
+    """Whether Keras saves adapters merged into kernels that are integers.
+
+    The weights before the merge are not in a file then.
+
+    Args:
+        model: A Keras model.
+    """
+    return any(
+        getattr(layer, "lora_enabled", False)
+        and getattr(layer, "quantization_mode", None) is not None
+        for layer in model._flatten_layers()
+    )
+
+
 def refuse_a_part(model: Any, chosen: Sequence[Any]) -> None:
     """Refuse averages of adapters without those of their kernel, or vice versa.
 

@@ -103,10 +103,10 @@ def include(include: Include) -> Include:
     return include
 
 
-def name(name: Any, default: str, *, swap: bool = True) -> str:
-    """The argument `name`; one that rides along has a default of its own."""
+def name(name: Any, default: str) -> str:
+    """The argument `name`."""
     if name is None:
-        return default if swap else f"{default}_riding"
+        return default
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(
             "`name` must be a string of letters, digits, `_`, `-` and `.`. "

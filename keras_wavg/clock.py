@@ -39,7 +39,9 @@ class StepClock:
 
     The optimizer's count is not used everywhere because it does not always
     count steps: with a custom `train_step` the compiled optimizer may be idle,
-    and on TensorFlow data of unknown length adds one to it in each epoch.
+    and on TensorFlow data of unknown length adds one to it in each epoch. An
+    idle optimizer is found out after the first batch of a `fit`: none of its
+    counts has moved.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,8 @@ class StepClock:
         self._batches_seen = 0
         self._batches_in_epoch: int | None = None
         self._batches_per_hook = 1
+        self._optimizer: Any = None
+        self._first_counts: list[float] = []
 
     def begin_fit(self, model: Any, batches_in_epoch: int | None) -> None:
         """Learn how the model's batches become optimizer steps.
@@ -75,6 +79,8 @@ class StepClock:
         )
         self._iterations = iterations
         self.go_on_from(self.now)
+        self._optimizer = optimizer
+        self._first_counts = [] if self._host_knows else _counts(optimizer)
 
     def go_on_from(self, now: int) -> None:
         """Continue a count, whose optimizer counts on from where it is.
@@ -100,6 +106,11 @@ class StepClock:
             )
         self._trust_optimizer()
 
+    @property
+    def asks_the_optimizer(self) -> bool:
+        """Whether `end_batches` is going to read the optimizer's counts."""
+        return bool(self._first_counts)
+
     def end_batches(self) -> int:
         """Count the batches that ended with a call of `on_train_batch_end`.
 
@@ -118,6 +129,11 @@ class StepClock:
             self._batches_into_step, self._batches_per_step
         )
         self.now += steps
+        if self.asks_the_optimizer:
+            # One that is built meanwhile has more of them.
+            is_idle = _counts(self._optimizer) == self._first_counts
+            self._host_knows = is_idle
+            self._first_counts = []
         return steps
 
     @property
@@ -158,6 +174,18 @@ class StepClock:
 
     def _optimizer_steps(self) -> int:
         return self._optimizer_batches() // self._batches_per_step
+
+
+def _counts(optimizer: Any) -> list[float]:
+    """What moves whenever an optimizer is stepped, or skips a step."""
+    names = {"iteration", "step_counter", "dynamic_scale"}
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    both = {id(v): v for o in (optimizer, inner) for v in o.variables}
+    return [
+        float(keras.ops.convert_to_numpy(v.value))
+        for v in both.values()
+        if v.name in names
+    ]
 
 
 def _iterations(optimizer: Any) -> Any:

@@ -8,8 +8,7 @@ import keras
 import numpy
 
 from keras_wavg import arguments
-from keras_wavg.backend import attach_weights
-from keras_wavg.samples.collection import host_copies
+from keras_wavg.backend import assign, attach_weights, host_copies
 
 
 @contextlib.contextmanager
@@ -22,8 +21,7 @@ def weights_given_back(model: Any) -> Iterator[None]:
     finally:
         # What failed in the midst of a prediction left them elsewhere.
         attach_weights(model)
-        for variable, array in zip(model.weights, before, strict=True):
-            variable.assign(array)
+        assign(model.weights, before)
 
 
 def mean_prediction(

@@ -4,17 +4,15 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from keras_wavg import swapping
+from keras_wavg.backend import attach_weights
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import StepClock
-from keras_wavg.hooks import called_in
+from keras_wavg.included import averaged_variables
 from keras_wavg.plan import Plan
-from keras_wavg.shadow import (
-    Shadow,
-    averaged_variables,
-    forget_raw,
-    raw_weights,
-)
-from keras_wavg.state import VERSION, Counts, State, from_dict
+from keras_wavg.shadow import Shadow
+from keras_wavg.state import VERSION, Counts, State, from_dict, require_finite
+from keras_wavg.warning import warn
 
 
 class RunningAverage:
@@ -30,10 +28,7 @@ class RunningAverage:
         self._model = weakref.ref(model)
         self._plan = plan
         self._sampling = plan.sampling
-        self._in_batch = False
         self._in_epoch = False
-        self._ended_early = False
-        self._overwritings = 0
         self.shadow: Shadow | None = None
         self.clock = StepClock()
         self.epochs = 0
@@ -57,8 +52,10 @@ class RunningAverage:
         Args:
             batches_in_epoch: Integer, or `None` if nobody knows.
         """
-        self._in_batch = False
         if self.shadow is not None and not self.shadow.bind():
+            self._warn_of_a_new_beginning(
+                "the model has other weights than those that were averaged"
+            )
             self._begin_anew()
         self.clock.begin_fit(self.model, batches_in_epoch)
         self.begin_if_due()
@@ -74,38 +71,21 @@ class RunningAverage:
             epoch: Integer, what `fit` calls it. It may be ahead of the count,
                 where `initial_epoch` says so.
         """
-        self._in_batch = False
         self._in_epoch = True
         self.epochs = max(self.epochs, epoch)
         self.clock.begin_epoch()
 
-    def begin_batch(self) -> None:
-        """Expect the end of a batch, or of a group of them."""
-        self._in_batch = True
-        self._ended_early = False
-
     def end_batch(self) -> None:
         """Count the steps of the batch, and update the average if it is due."""
-        self._in_batch = False
-        if self._ended_early:
-            return
-        # At an epoch's last batch another average may be in already.
-        with raw_weights(self.model):
-            self._after_steps(self.clock.end_batches())
-            if self.clock.epoch_is_over:
-                self._after_epoch()
+        if self.clock.asks_the_optimizer:
+            attach_weights(self.model)
+        self._after_steps(self.clock.end_batches())
 
     def end_epoch(self) -> None:
         """Count the epoch, once, and update the average if it is due."""
         if self._in_epoch:
-            with raw_weights(self.model):
-                self._after_epoch()
-
-    def end_epoch_before_validation(self) -> None:
-        """Count the epoch, unless somebody evaluates in its midst."""
-        hooks = ["on_train_batch_begin", "on_train_batch_end"]
-        if not any(map(called_in, hooks)):
-            self.end_epoch()
+            self._in_epoch = False
+            self._count(epochs=1)
 
     def tick(self) -> None:
         """Count an optimizer step, or an epoch, of a loop without `fit`."""
@@ -126,12 +106,17 @@ class RunningAverage:
     def begin_anew_if_replaced(self) -> None:
         """Forget an average whose model was given other weights meanwhile."""
         if self.shadow is not None and self.shadow.replaced:
+            paths = self.shadow.replaced
+            self._warn_of_a_new_beginning(
+                f"{len(paths)} weights, '{paths[0]}' the first, were replaced "
+                "while they held the average"
+            )
             self._begin_anew()
             self.begin_if_due()
 
     def samples(self) -> tuple[Sequence[float], int]:
         """The times of the samples and that of now, in optimizer steps."""
-        last, count, _ = self._current_shadow().counters
+        last, count = self._current_shadow().counters
         if not self._plan.counts_samples:
             count = -(-count // self._sampling.every)
         times = self._sampling.times(int(count), int(last))
@@ -141,15 +126,15 @@ class RunningAverage:
 
     def save(self) -> dict[str, Any]:
         """All that it takes to go on from here, as a flat dict of arrays."""
-        overwritten = self._catch_up()
-        shadow, counters = self.shadow, Counters(self._sampling.start, 0, 0)
+        shadow, counters = self.shadow, Counters(self._sampling.start, 0)
         averages: Mapping[int, Any] = {}
         raw: Mapping[int, Any] = {}
         kept: Mapping[str, Mapping[int, Any]] = {}
-        begun, place = False, 0
+        begun, replaced = False, 0
         if shadow is not None and shadow.bind():
-            counters, begun, place = shadow.counters, shadow.begun, shadow.place
+            counters, begun = shadow.counters, shadow.begun
             averages, raw, kept = shadow.save()
+            replaced = len(shadow.replaced)
         counts = Counts(
             version=VERSION,
             now=self.clock.exact_now(),
@@ -157,8 +142,7 @@ class RunningAverage:
             pending=self._pending,
             **counters._asdict(),
             begun=int(begun),
-            place=place,
-            overwritten=int(overwritten),
+            replaced=replaced,
         )
         return State(counts, averages, raw, kept).to_dict()
 
@@ -177,7 +161,9 @@ class RunningAverage:
         if not arrays:
             return None
         variables = averaged_variables(self.model, self._plan.include)
-        return from_dict(arrays, variables, self._plan.kept)
+        state = from_dict(arrays, variables, self._plan.kept)
+        require_finite(state, variables)
+        return state
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Go on from a state, once the model's weights have been loaded.
@@ -189,14 +175,9 @@ class RunningAverage:
             ValueError: If it is not the state of such an average.
         """
         state = self.check(arrays)
-        if self._in_batch and called_in("on_train_batch_end"):
-            # What the batch did has been overwritten.
-            self.clock.end_batches()
-            self._ended_early = True
-        if called_in("on_epoch_end"):
-            self._in_epoch = False
-        forget_raw(self.model, self.name)
         shadow = self.shadow
+        if shadow is not None:
+            swapping.forget(shadow)
         self._begin_anew()
         if state is None:
             self.begin_if_due()
@@ -212,22 +193,11 @@ class RunningAverage:
         self._pending = state.counts.pending
         if state.counts.begun:
             self._current_shadow().load(state)
-        if self.shadow is not None and state.counts.overwritten:
-            self.shadow.overwrite()
-
-    def _catch_up(self) -> bool:
-        # Keras tells one callback after the other that a batch, or an epoch,
-        # has ended, and one listed before ours may save the model right then:
-        # its weights are ahead of the average. They are in the file already,
-        # so if they are overwritten now, that is to be done again after
-        # loading.
-        before = self._overwritings
-        if self._in_batch and called_in("on_train_batch_end"):
-            self.end_batch()
-            self._ended_early = True
-        if called_in("on_epoch_end"):
-            self.end_epoch()
-        return self._overwritings > before
+        if self.shadow is not None:
+            # The file does not say which.
+            self.shadow.replaced = ["unknown"] * state.counts.replaced
+            if state.overwritten:
+                self.shadow.overwrite()
 
     # Updates
 
@@ -244,13 +214,7 @@ class RunningAverage:
         self._count(steps=steps)
         shadow = self.shadow
         if shadow is not None and self._is_overwriting_due(steps):
-            self._overwritings += 1
             shadow.overwrite()
-
-    def _after_epoch(self) -> None:
-        if self._in_epoch:
-            self._in_epoch = False
-            self._count(epochs=1)
 
     def _count(self, *, steps: int = 0, epochs: int = 0) -> None:
         self.epochs += epochs
@@ -286,6 +250,11 @@ class RunningAverage:
             return
         if self.shadow is None or not self.shadow.bind():
             self._refuse_an_unbuilt_model()
+
+    def _warn_of_a_new_beginning(self, reason: str) -> None:
+        warn(
+            f"The average '{self.name}' starts anew: {reason}.",
+        )
 
     def _refuse_an_unbuilt_model(self) -> NoReturn:
         raise ValueError(

@@ -6,13 +6,16 @@ gives the model one more, past the model's own book-keeping: `model.layers` and
 """
 
 import functools
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import h5py
 import keras
 import numpy
+
+from keras_wavg.adapters import has_quantized_adapters
+from keras_wavg.backend import assign, attach_weights, snapshot
+from keras_wavg.warning import warn
 
 # Keras visits public attributes first and private ones last. "~" comes after
 # both: when the average is loaded, the model's weights have been.
@@ -32,6 +35,7 @@ class SavedAverage(keras.layers.Layer):
         self.built = True
         self.average = average
         self.visited = False
+        self._loading: _Loading | None = None
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state into the store of a file."""
@@ -40,34 +44,79 @@ class SavedAverage(keras.layers.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         """Take the state over from the store of a file."""
-        # Keras 3.10 hands out datasets that close with the file.
-        self.load({k: numpy.asarray(store[k]) for k in store.keys()})  # noqa: SIM118
-
-    def load(self, arrays: Mapping[str, Any]) -> None:
-        """Take the state over, or tell that there is none."""
         self.visited = True
-        if not arrays:
-            warnings.warn(
+        arrays: Mapping[str, Any] | None = None
+        if has_quantized_adapters(self.average.model):
+            warn(
+                "A file has quantized kernels with their adapters (LoRA) "
+                f"merged into them: the average '{self.name}' starts anew, "
+                "and the training goes on from what was in the model when it "
+                "was saved. An Orbax checkpoint keeps them apart."
+            )
+        else:
+            # Keras 3.10 hands out datasets that close with the file.
+            arrays = {k: numpy.asarray(store[k]) for k in store.keys()}  # noqa: SIM118
+        loading, self._loading = self._loading, None
+        if loading is None:
+            self.load(arrays)
+        else:
+            loading.take(self, arrays)
+
+    def load(self, arrays: Mapping[str, Any] | None) -> None:
+        """Take the state over, or tell that there is none.
+
+        Args:
+            arrays: Dict of arrays. `None`: begin anew.
+        """
+        self.visited = True
+        if arrays is not None and not arrays:
+            warn(
                 f"What was loaded has no average named '{self.name}'. The "
                 "average starts anew from the loaded weights.",
-                stacklevel=2,
             )
-        self.average.load(arrays)
+        self.average.load(arrays or {})
+
+    def begin_loading(self, loading: "_Loading") -> None:
+        """Wait for the others of the same model."""
+        self._loading = loading
 
 
-class CheckedAverage(SavedAverage):
-    """Reads the state and changes nothing."""
+class _Loading:
+    """Loads all averages of a model or, if one is bad, not even the weights.
 
-    def load(self, arrays: Mapping[str, Any]) -> None:
-        """Refuse a bad state."""
-        self.average.check(arrays)
+    Keras loads the averages last.
 
+    Args:
+        model: A Keras model, of which nothing is loaded yet.
+    """
 
-class _Probe(keras.layers.Layer):
-    """Carries checks through a file, in the place of the model."""
+    def __init__(self, model: Any) -> None:
+        attach_weights(model)
+        optimizer = getattr(model, "optimizer", None)
+        self._variables = [
+            *model.variables,
+            *getattr(optimizer, "variables", ()),
+        ]
+        self._before = snapshot(self._variables)
+        self._waiting = len(saved_averages(model))
+        self._states: list[tuple[SavedAverage, Mapping[str, Any] | None]] = []
+        self._is_refused = False
 
-    def load_own_variables(self, store: Any) -> None:
-        """Pass over the model's own variables."""
+    def take(
+        self, saved: SavedAverage, arrays: Mapping[str, Any] | None
+    ) -> None:
+        """Check the state of one average, and load all with the last."""
+        self._waiting -= 1
+        self._states.append((saved, arrays))
+        try:
+            saved.average.check(arrays or {})
+        except ValueError:
+            self._is_refused = True
+            assign(self._variables, self._before)
+            raise
+        if not self._waiting and not self._is_refused:
+            for one, state in self._states:
+                one.load(state)
 
 
 def attach(model: Any, average: Any) -> None:
@@ -82,7 +131,10 @@ def attach(model: Any, average: Any) -> None:
     if is_attached(model, average):
         return
     _set(model, _PREFIX + average.name, SavedAverage(average))
-    for method in (load_weights, get_state_tree, set_state_tree):
+    methods = load_weights, load_own_variables, get_state_tree, set_state_tree
+    for method in methods:
+        if not hasattr(type(model), method.__name__):
+            continue  # A trainer that is no `keras.Model`.
         riding = functools.partial(method, model)
         public = getattr(type(model), method.__name__)
         _set(model, method.__name__, functools.update_wrapper(riding, public))
@@ -124,27 +176,27 @@ def _others(model: Any) -> list[Any]:
     return [getattr(model, "optimizer", None), *saved_averages(model).values()]
 
 
-def load_weights(
-    model: Any, filepath: Any, skip_mismatch: bool = False, **options: Any
-) -> None:
-    """`model.load_weights`, which refuses a bad average before it begins."""
-    saved = saved_averages(model)
-    if not skip_mismatch and str(filepath).endswith(
-        (".keras", ".weights.h5", ".weights.json")
-    ):
-        probe = _Probe(name="probe")
-        probe.built = True
-        for attribute, one in saved.items():
-            _set(probe, attribute, CheckedAverage(one.average))
-        keras.saving.load_weights(probe, filepath)
-    for one in saved.values():
+def load_weights(model: Any, *args: Any, **options: Any) -> None:
+    """`model.load_weights`, after which no average is one of other weights.
+
+    Arguments are passed on as they are: a model may have a `load_weights` of
+    its own.
+    """
+    saved = saved_averages(model).values()
+    for one in saved:
         one.visited = False
-    type(model).load_weights(
-        model, filepath, skip_mismatch=skip_mismatch, **options
-    )
-    for one in saved.values():
+    type(model).load_weights(model, *args, **options)
+    for one in saved:
         if not one.visited:
             one.load({})
+
+
+def load_own_variables(model: Any, store: Any) -> None:
+    """`model.load_own_variables`, with which Keras begins to load a model."""
+    loading = _Loading(model)
+    for one in saved_averages(model).values():
+        one.begin_loading(loading)
+    type(model).load_own_variables(model, store)
 
 
 def get_state_tree(model: Any, value_format: str = "backend_tensor") -> Any:
@@ -167,11 +219,10 @@ def set_state_tree(model: Any, state_tree: Any) -> None:
     others = state_tree.get("non_trainable_variables")
     # A part of the tree is a user's own business, not a checkpoint.
     saved = {} if others is None else saved_averages(model)
-    for attribute, one in saved.items():
-        one.average.check(others.get(attribute, {}))
+    loading = _Loading(model)
     type(model).set_state_tree(model, state_tree)
     for attribute, one in saved.items():
-        one.load(others.get(attribute, {}))
+        loading.take(one, others.get(attribute, {}))
 
 
 def _set(model: Any, attribute: str, value: Any) -> None:

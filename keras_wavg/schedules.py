@@ -81,16 +81,14 @@ class WarmUpDecay(Decay):
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
         """Logarithm of the product of the shares of the last steps."""
+        # No difference of two counts: float32 has no odd ones from 2**24 on.
         bound = self.warm_up_steps
-        first, last = steps - interval, steps
-        ramp_first = ops.minimum(first, bound)
-        ramp_last = ops.minimum(last, bound)
+        flat = ops.minimum(interval, ops.maximum(steps - bound, 0))
         # The product of (1 + i) / (10 + i) telescopes to nine factors.
+        last = ops.minimum(steps, bound)
         ramp = sum(
-            ops.log1p((ramp_first - ramp_last) / (ramp_last + j))
-            for j in range(2, 11)
+            ops.log1p((flat - interval) / (last + j)) for j in range(2, 11)
         )
-        flat = ops.maximum(last, bound) - ops.maximum(first, bound)
         return ramp + flat * _log(self.decay)
 
 

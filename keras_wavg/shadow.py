@@ -1,42 +1,36 @@
-"""The running average of one model's weights, and its way into the model."""
+"""The average of one model's weights, and its way into the model."""
 
 import contextlib
-import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy
 
+from keras_wavg import swapping
 from keras_wavg.adapters import merged_in_files, refuse_a_part
-from keras_wavg.arguments import Include
-from keras_wavg.backend import attach_weights
+from keras_wavg.backend import assign, attach_weights, weights_survive
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
+from keras_wavg.included import averaged_variables
 from keras_wavg.plan import Plan
 from keras_wavg.state import State, holds_average
-
-# The averages that are in a model now, the latest last.
-_inside: weakref.WeakKeyDictionary[Any, list["Shadow"]] = (
-    weakref.WeakKeyDictionary()
-)
+from keras_wavg.warning import warn
 
 
 class Shadow:
     """Averages of a model's variables.
 
-    While the average is in the model, the shadow keeps the raw weights, bit for
-    bit.
-
     Args:
         model: A built Keras model.
-        plan: A `Plan`. A model holds one average of a name at most.
+        plan: A `Plan`. A model has one average of a name at most.
 
     Attributes:
         averages: What `plan.averages` made.
         begun: Whether there are averages, or a beginning of them.
-        replaced: Whether somebody replaced the average in the model.
+        replaced: Paths of the trained weights that somebody wrote to while
+            they held the average.
         measured: Whether `take_over` was called since the last update.
 
     Raises:
@@ -45,17 +39,15 @@ class Shadow:
     """
 
     def __init__(self, model: Any, plan: Plan) -> None:
-        # Weak, or the values of `_inside` would keep its keys alive.
+        # Weak, because the model holds this, to have it saved.
         self._model = weakref.ref(model)
         self._plan = plan
         self._variables = averaged_variables(model, plan.include)
         refuse_a_part(model, self._variables)
         self.averages = plan.averages(self._variables)
         self.averages.bind(model)
-        self._raw: list[Any] | None = None
-        self._swapping = False
         self.begun = False
-        self.replaced = False
+        self.replaced: list[str] = []
         self.measured = False
 
     @property
@@ -70,8 +62,32 @@ class Shadow:
             Boolean, whether they are still the variables of the model.
         """
         self.averages.bind(self.model)
+        return self.is_current()
+
+    def is_current(self) -> bool:
+        """Whether the averaged variables are still those of the model."""
         variables = averaged_variables(self.model, self._plan.include)
         return [*map(id, variables)] == [*map(id, self._variables)]
+
+    def has_all_weights_in_model(self) -> bool:
+        """Whether the model still has all averaged variables, maybe others."""
+        return {*map(id, self._variables)} <= {*map(id, self.model.weights)}
+
+    def require_current(self) -> None:
+        """Refuse to go on with variables that the model no longer has.
+
+        Raises:
+            ValueError: If the model has others.
+        """
+        if not self.is_current():
+            raise ValueError(
+                "The model must have the weights that were averaged. Received: "
+                f"a model whose weights were exchanged, by `quantize`, `pop` "
+                "or another layer, since the average "
+                f"'{self._plan.name}' of {len(self._variables)} weights began. "
+                "Call `restore()` before such a change. The next `fit` begins "
+                "a new average."
+            )
 
     def begin(self) -> None:
         """Start at the weights of now, as a textbook average does."""
@@ -91,7 +107,7 @@ class Shadow:
             self._variables, self.averages.read(), strict=True
         ):
             if variable.trainable:
-                variable.assign(average)
+                assign([variable], [average])
 
     def take_over(self, variables: Sequence[Any]) -> None:
         """Let the averages of variables be what the model holds now.
@@ -124,63 +140,87 @@ class Shadow:
         """Whether there is an average: a first update was made."""
         return self.steps > 0
 
-    @property
-    def place(self) -> int:
-        """Place among the averages in the model, from 1 on, or 0 if out."""
-        stack = _inside.get(self.model, [])
-        return stack.index(self) + 1 if self in stack else 0
+    # In and out of the model
 
-    @property
-    def applied(self) -> bool:
-        """Whether the average was put in the model and not taken out since."""
-        return self._raw is not None and self.model is not None
+    def is_in_model(self) -> bool:
+        """Whether weights of the model hold this average."""
+        attach_weights(self.model)
+        swapping.settle(self._variables)
+        return self in swapping.owners(self._variables)
 
-    def is_held(self) -> bool:
-        """Whether the average was put in and the weights are still it."""
-        if self._raw is None or self._swapping:
-            return False
-        return bool(self.averages.are_in_model())
+    def is_left_in(self) -> bool:
+        """Whether weights hold an average, told without a look at them."""
+        return swapping.is_any_in(self._variables)
+
+    def paths_not_finite(self) -> list[str]:
+        """Paths of weights of which an element is not finite, nor a constant.
+
+        Whichever is in the model: an average is not finite only where its
+        weight has never been.
+        """
+        attach_weights(self.model)
+        raw = swapping.raw_values(self._variables)
+        ops = keras.ops
+        flags = []
+        for i, (variable, average) in enumerate(
+            zip(self._variables, self.averages.read(), strict=True)
+        ):
+            weight = ops.convert_to_tensor(raw.get(i, variable.value))
+            same = ops.cast(weight, "float32") == ops.cast(average, "float32")
+            flags.append(ops.any(~(ops.isfinite(weight) | same)))
+        found = ops.convert_to_numpy(ops.stack(flags))
+        return [
+            v.path for v, odd in zip(self._variables, found, strict=True) if odd
+        ]
 
     def apply(self) -> None:
-        """Put the average in the model and keep the raw weights."""
-        if self.applied:
-            self.leave()
-        self._raw = self.averages.snapshot()
-        _inside.setdefault(self.model, []).append(self)
-        self.put_in(self.averages.read())
+        """Put the average in the model, and keep the raw weights."""
+        attach_weights(self.model)
+        values = self.averages.read()
+        swapping.put_in(self._variables, values, self, self.averages.copies)
 
     def restore(self) -> None:
-        """Give the raw weights back.
+        """Give the raw weights back."""
+        if swapping.is_any_in(self._variables):
+            if not self.has_all_weights_in_model():
+                self.require_current()
+            attach_weights(self.model)
+            swapping.give_back(self._variables)
 
-        Raises:
-            ValueError: If another average was put in on top of this one.
+    @contextlib.contextmanager
+    def applied(self, values: Sequence[Any] | None = None) -> Iterator[None]:
+        """Context in which the model holds the average, or other weights.
+
+        Args:
+            values: Tensors or arrays in the order of the averaged variables.
+                Defaults to `None`, the average.
+
+        Yields:
+            `None`.
         """
-        self._require_on_top()
-        self.put_in(self._raw or [])
-        self._forget_raw()
+        before = self.remembered()
+        try:
+            swapping.put_in(
+                self._variables,
+                self.averages.read() if values is None else values,
+                self if values is None else None,
+                self.averages.copies,
+            )
+            with weights_survive(self.model):
+                yield
+        finally:
+            self.put_back(before)
 
-    def leave(self) -> None:
-        """Give the raw weights back, unless somebody replaced the average.
-
-        Their weights then stay, the raw weights are dropped, and `replaced`
-        tells of it.
-        """
-        self._require_on_top()
-        # A swap that was cut short left a mixture, and nobody's weights.
-        self.replaced = not (self._swapping or self.is_held())
-        if self.replaced:
-            self._forget_raw()
-        else:
-            self.restore()
-
-    def put_in(self, values: Sequence[Any]) -> None:
-        """Let the averaged weights of the model be these."""
-        # What a failed `evaluate` left would come over them later.
+    def remembered(self) -> Any:
+        """What the averaged weights hold now."""
+        # What a failed `evaluate` left would come over it later.
         attach_weights(self.model)
-        self._swapping = True
-        for variable, value in zip(self._variables, values, strict=True):
-            variable.assign(value)
-        self._swapping = False
+        return swapping.remembered(self._variables)
+
+    def put_back(self, before: Any) -> None:
+        """Let the averaged weights hold again what they held."""
+        attach_weights(self.model)
+        swapping.put_back(before)
 
     def get_weights(self, averages: Sequence[Any]) -> list[numpy.ndarray]:
         """Averages as arrays, in the order of `model.get_weights()`.
@@ -194,6 +234,8 @@ class Shadow:
             for v in self.model.weights
         ]
 
+    # Files
+
     def save(
         self,
     ) -> tuple[dict[int, Any], dict[int, Any], dict[str, dict[int, Any]]]:
@@ -203,18 +245,21 @@ class Shadow:
             `(averages, raw, kept)`: dicts of tensors, by the index of the
             averaged weight. Averages that the model holds are left out.
         """
-        held = self.is_held()
+        attach_weights(self.model)
+        swapping.settle(self._variables)
+        raw = swapping.raw_values(self._variables, self)
         merged = merged_in_files(self.model)
         needed = [
             i
             for i, variable in enumerate(self._variables)
             if self.begun
             and not (
-                held and holds_average(variable) and id(variable) not in merged
+                i in raw
+                and holds_average(variable)
+                and id(variable) not in merged
             )
         ]
         averages = self.averages.read() if needed else []
-        raw = dict(enumerate(self._raw or []))
         kept = self.averages.kept() if self._plan.kept(self.steps) else {}
         numbered = {name: dict(enumerate(a)) for name, a in kept.items()}
         return {i: averages[i] for i in needed}, raw, numbered
@@ -231,90 +276,48 @@ class Shadow:
             for i, variable in enumerate(self._variables)
         ]
         self.begun = True
-        self.replaced = self.measured = False
-        self.averages.load(
-            averages, Counters(counts.last, counts.steps, counts.skipped)
-        )
+        self.replaced.clear()
+        self.measured = False
+        self.averages.load(averages, Counters(counts.last, counts.steps))
         if state.kept:
             self.averages.keep(
                 {k: self._in_order(found) for k, found in state.kept.items()}
             )
-        if counts.place:
-            merged = merged_in_files(self.model)
-            for i, average in state.averages.items():
-                if id(self._variables[i]) in merged:
-                    self._variables[i].assign(average)
-            self._raw = self._in_order(state.raw)
-            _inside.setdefault(self.model, []).insert(counts.place - 1, self)
+        self._load_raw(state)
+
+    def _load_raw(self, state: State) -> None:
+        merged = merged_in_files(self.model)
+        for i, average in state.averages.items():
+            if i in state.raw and id(self._variables[i]) in merged:
+                assign([self._variables[i]], [average])
+        swapping.adopt(
+            [self._variables[i] for i in state.raw],
+            list(state.raw.values()),
+            self,
+            self.averages.copies,
+        )
 
     def _in_order(self, arrays: Mapping[int, Any]) -> list[Any]:
         return [arrays[i] for i in range(len(self._variables))]
 
-    def _forget_raw(self) -> None:
-        _inside[self.model].remove(self)
-        self._raw = None
-        self._swapping = False
 
-    def _require_on_top(self) -> None:
-        if shadow_in(self.model) is not self:
-            raise ValueError(
-                "Averages must leave a model in the reverse of the order in "
-                "which they came in. Received: an average that lies under "
-                "another one. Call `restore()` of the other one first."
-            )
-
-
-def shadow_in(model: Any) -> Shadow | None:
-    """The average that is in `model`, the latest if there are several."""
-    return next(reversed(_inside.get(model, [])), None)
-
-
-def forget_raw(model: Any, name: str) -> None:
-    """Let go of raw weights whose place in `model` was taken by others.
+def raw_weights_back(model: Any) -> None:
+    """Give the raw weights back to a model, whosever averages are in it.
 
     Args:
-        model: A Keras model, whose weights have been loaded from a file.
-        name: String, the name of the average.
+        model: A built Keras model.
     """
-    for shadow in list(_inside.get(model, [])):
-        if shadow._plan.name == name:
-            shadow._forget_raw()
-
-
-@contextlib.contextmanager
-def raw_weights(model: Any) -> Iterator[None]:
-    """Context in which the latest average in `model` is out of it."""
-    shadow = shadow_in(model)
-    if shadow is not None:
-        shadow.restore()
-    try:
-        yield
-    finally:
-        if shadow is not None:
-            shadow.apply()
-
-
-def averaged_variables(model: Any, include: Include) -> list[Any]:
-    """The variables of a model that are averaged, in the model's order."""
-    chosen = _predicate(include)
-    variables = [
-        variable
-        for variable in model.weights
-        if keras.backend.is_float_dtype(variable.dtype)
-        # The scales of float8 training, which no optimizer steps.
-        and not getattr(variable, "overwrite_with_gradient", False)
-        and chosen(variable.path)
-    ]
-    if not variables:
-        raise ValueError(
-            "`include` must match the path of at least one floating-point "
-            f"weight of the model. Received: include={include!r}, for weights "
-            f"with the paths {[variable.path for variable in model.weights]}"
-        )
-    return variables
-
-
-def _predicate(include: Include) -> Callable[[str], Any]:
-    if include is None:
-        return lambda _: True
-    return re.compile(include).search if isinstance(include, str) else include
+    if not swapping.is_any_in(model.weights):
+        return
+    attach_weights(model)
+    for owner in swapping.owners(model.weights):
+        if owner.model is model and not owner.has_all_weights_in_model():
+            # A part of the raw weights would come back beside others.
+            swapping.forget(owner)
+            warn(
+                "The weights of the model were exchanged, by `quantize`, "
+                "`pop` or another layer, while they held an average. The "
+                "model keeps what it holds. Call `restore()` before such a "
+                "change.",
+            )
+    swapping.give_back(model.weights)

@@ -19,10 +19,11 @@ from typing import Any, NoReturn
 import keras
 import numpy
 
-VERSION = 2
+VERSION = 3
 """Of the format: to be raised when an older reader would go wrong."""
 
 _LARGEST = 2**31 - 1  # What counts can be on JAX.
+_ROOM = 2**30  # What is left of it for the training that goes on.
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,9 @@ class Counts:
         pending: The steps, or epochs, that no update has covered yet.
         last: The time of the last update.
         steps: The optimizer steps, or samples, that the average covers.
-        skipped: The updates left out because a weight was NaN or infinite.
         begun: Whether there are averages, 0 or 1.
-        place: 0 while the average is out of the model, else its place, counted
-            from 1, among the averages in it.
-        overwritten: Whether the trained weights became the average, 0 or 1,
-            while those from before were being saved.
+        replaced: How many trained weights somebody wrote to while they held
+            the average: it is to begin anew.
     """
 
     version: int
@@ -50,10 +48,8 @@ class Counts:
     pending: int
     last: int
     steps: int
-    skipped: int
     begun: int
-    place: int
-    overwritten: int
+    replaced: int
 
 
 @dataclass(frozen=True)
@@ -64,14 +60,17 @@ class State:
         counts: `Counts`.
         averages: Averages by the index of their weight; those that are missing
             are in the model.
-        raw: Raw weights by the same index, or nothing.
+        raw: Raw weights by the same index, of those that hold the average.
         kept: By name, what is kept besides the average, by the same index.
+        overwritten: Boolean, of files of version 2: whether the trained weights
+            became the average while those from before were being saved.
     """
 
     counts: Counts
     averages: Mapping[int, Any]
     raw: Mapping[int, Any]
     kept: Mapping[str, Mapping[int, Any]]
+    overwritten: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The state as a flat dict of arrays."""
@@ -103,18 +102,16 @@ def from_dict(
         ValueError: If anything is missing, too much, of another shape or kind,
             or of another format.
     """
+    arrays, overwritten = _of_this_version(arrays)
     counts = _counts(arrays)
-    if counts.place and not counts.begun:
-        raise ValueError(
-            "Only an average that has begun can be in the model. Received: "
-            f"place={counts.place}, begun={counts.begun}. The file is damaged."
-        )
+    _require_possible(counts, variables)
     names = kept(counts.steps) if counts.begun else ()
     state = State(
         counts,
         _of_kind("average", arrays, variables),
         _of_kind("raw", arrays, variables),
         {name: _of_kind(name, arrays, variables) for name in names},
+        overwritten,
     )
     _require_complete(state, variables)
     foreign = sorted(set(arrays) - set(state.to_dict()))
@@ -126,19 +123,78 @@ def from_dict(
     return state
 
 
+def require_finite(state: State, variables: Sequence[Any]) -> None:
+    """Refuse an average that is not finite where its weight is.
+
+    Only an average that has just been updated is known to be finite there.
+
+    Args:
+        state: A `State`.
+        variables: The averaged Keras variables, which hold what the same file
+            has of them.
+
+    Raises:
+        ValueError: If an element of an average is NaN or infinite, and that of
+            the raw weight is not.
+    """
+    counts = state.counts
+    if not counts.steps or counts.last < counts.now:
+        return
+    ops = keras.ops
+    for i, variable in enumerate(variables):
+        average = state.averages.get(i, variable.value)
+        raw = state.raw.get(i, variable.value)
+        if ops.any(~ops.isfinite(average) & ops.isfinite(raw)):
+            raise ValueError(
+                "A saved average must be finite where its weight is. "
+                f"Received: NaN or infinity in 'average_{i}', that of "
+                f"'{variable.path}'. The file is damaged."
+            )
+
+
 def holds_average(variable: Any) -> bool:
     """Whether a variable's dtype is that of its average, so none is rounded."""
     return variable.dtype in {"float32", "float64"}
 
 
-def _counts(arrays: Mapping[str, Any]) -> Counts:
+def _of_this_version(
+    arrays: Mapping[str, Any],
+) -> tuple[Mapping[str, Any], bool]:
+    """Arrays of this version, and `State.overwritten`."""
     version = _integer("version", arrays)
-    if version != VERSION:
+    if version == VERSION:
+        return arrays, False
+    if version != 2:  # noqa: PLR2004
         raise ValueError(
-            f"The saved average must be of format version {VERSION}. Received: "
-            f"version={version}. Install the version of keras_wavg that wrote "
-            "the file."
+            f"The saved average must be of format version 2 or {VERSION}. "
+            f"Received: version={version}. Install the version of keras_wavg "
+            "that wrote the file."
         )
+    place, overwritten = (_integer(n, arrays) for n in ("place", "overwritten"))
+    _integer("skipped", arrays)
+    left = {"place", "overwritten", "skipped"}
+    if not place:
+        left |= {key for key in arrays if key.startswith("raw_")}
+    kept = {k: array for k, array in arrays.items() if k not in left}
+    changed = {"version": numpy.array(VERSION), "replaced": numpy.array(0)}
+    return kept | changed, bool(overwritten)
+
+
+def _require_possible(counts: Counts, variables: Sequence[Any]) -> None:
+    """Refuse counts that no training can have had."""
+    is_ordered = not counts.steps or counts.steps <= counts.last <= counts.now
+    has_room = max(counts.now, counts.epochs, counts.pending) <= _ROOM
+    is_part = counts.begun <= 1 and counts.replaced <= len(variables)
+    if not (is_ordered and has_room and is_part):
+        raise ValueError(
+            "The counts of a saved average must be `steps` <= `last` <= `now` "
+            f"<= {_ROOM}, `begun` <= 1, and `replaced` at most the "
+            f"{len(variables)} averaged weights. Received: {counts}. The file "
+            "is damaged."
+        )
+
+
+def _counts(arrays: Mapping[str, Any]) -> Counts:
     return Counts(*(_integer(f.name, arrays) for f in fields(Counts)))
 
 
@@ -187,13 +243,16 @@ def _require_like(key: str, array: Any, variable: Any) -> None:
 
 
 def _require_complete(state: State, variables: Sequence[Any]) -> None:
-    begun, place = state.counts.begun, state.counts.place
+    begun = state.counts.begun
+    if state.raw and not begun:
+        raise ValueError(
+            "Only an average that has begun can be in the model. Received: raw "
+            f"weights, with begun={begun}. The file is damaged."
+        )
     for i, variable in enumerate(variables):
-        in_model = place and holds_average(variable)
+        in_model = i in state.raw and holds_average(variable)
         if begun and not in_model and i not in state.averages:
             _refuse_without(f"average_{i}", variable)
-        if place and i not in state.raw:
-            _refuse_without(f"raw_{i}", variable)
         for name, found in state.kept.items():
             if i not in found:
                 _refuse_without(f"{name}_{i}", variable)

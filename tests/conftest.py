@@ -77,3 +77,9 @@ def figures():
     pyplot.switch_backend("Agg")
     yield
     pyplot.close("all")
+
+
+def pytest_sessionfinish() -> None:
+    """Leave garbage to the end of the process."""
+    # Otherwise Python looks through all of TensorFlow's graphs for a minute.
+    gc.freeze()

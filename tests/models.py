@@ -1,5 +1,6 @@
 """Tiny models and data for the tests."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +164,35 @@ class Samples(keras.callbacks.Callback):
         """Record the weights after a batch."""
         self.weights.append(self.model.get_weights())
         self.losses.append(logs["loss"])
+
+
+class InOrder(keras.callbacks.Callback):
+    """Calls the hooks of callbacks in this order, and no average moves forward.
+
+    So callbacks may change or record the weights before an average does.
+    """
+
+    def __init__(self, *callbacks: keras.callbacks.Callback) -> None:
+        super().__init__()
+        self.callbacks = callbacks
+        for hook in dir(self):
+            if hook.startswith("on_"):
+                setattr(self, hook, functools.partial(self.call, hook))
+
+    def set_params(self, params: Any) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.set_params(params)
+
+    def set_model(self, model: Any) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.set_model(model)
+
+    def call(self, hook: str, *args: Any, **kwargs: Any) -> None:
+        """Call a hook of each."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(*args, **kwargs)
 
 
 class Steps(Samples):

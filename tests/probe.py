@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy
 
+from keras_wavg import swapping
 from keras_wavg.saveable import saved_averages
-from keras_wavg.shadow import shadow_in
 
 Arrays = list[numpy.ndarray]
 
@@ -20,7 +20,6 @@ class Counts(NamedTuple):
         pending: Steps, or epochs, since the last sample.
         last: The time of the last sample.
         averaged: Optimizer steps, or samples, that the average covers.
-        skipped: Updates that were left out.
     """
 
     now: int
@@ -28,14 +27,13 @@ class Counts(NamedTuple):
     pending: int
     last: int
     averaged: int
-    skipped: int
 
 
 def counts(average: Any) -> Counts:
     """All counts of a callback."""
     running, shadow = average._running, average._shadow
     times = (running.clock.now, running.epochs, running._pending)
-    return Counts(*times, *(shadow.counters if shadow else (0, 0, 0)))
+    return Counts(*times, *(shadow.counters if shadow else (0, 0)))
 
 
 def has_begun(average: Any) -> bool:
@@ -48,11 +46,6 @@ def is_in_model(average: Any) -> bool:
     return average._is_in_model()
 
 
-def is_held(average: Any) -> bool:
-    """Whether the weights of the model are the average."""
-    return average._shadow.is_held()
-
-
 def raw_weights(average: Any) -> Arrays:
     """The raw values of the averaged weights, while the average is in."""
     return [*map(keras.ops.convert_to_numpy, raw_tensors(average))]
@@ -60,7 +53,7 @@ def raw_weights(average: Any) -> Arrays:
 
 def raw_tensors(average: Any) -> list[Any]:
     """The same, as the tensors or arrays that are kept."""
-    return average._shadow._raw
+    return list(swapping.raw_values(variables(average)).values())
 
 
 def tensors(average: Any) -> list[Any]:
@@ -109,7 +102,7 @@ def program(average: Any) -> str:
 
 def detach(model: Any) -> None:
     """Let a model be as if it had never been averaged."""
-    while shadow := shadow_in(model):
-        shadow.restore()
+    for owner in swapping.owners(model.weights):
+        swapping.forget(owner)
     for attribute in saved_averages(model):
         object.__delattr__(model, attribute)

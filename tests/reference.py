@@ -1,6 +1,6 @@
 """The oracle: each average by its definition, in float64, naive on purpose."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy
 
@@ -49,6 +49,34 @@ def ema(
         ]
         total = kept * total + (1 - kept)
     return [average / total for average in averages]
+
+
+def of_finite(
+    samples: Sequence[Weights], coefficient: Callable[[int], float]
+) -> list[numpy.ndarray]:
+    """The average of each element over the samples in which it is finite.
+
+    An element that is NaN or infinite in the n-th sample is not moved by it. It
+    begins at its first finite value.
+
+    Args:
+        samples: Weights after optimizer step 1, 2, ...
+        coefficient: Function from n to how far the n-th sample moves it.
+
+    Returns:
+        List of float64 arrays.
+    """
+    averages = [w.astype("float64") for w in samples[0]]
+    for n, sample in enumerate(samples, start=1):
+        for average, weights in zip(averages, sample, strict=True):
+            for index in numpy.ndindex(average.shape):
+                weight = float(weights[index])
+                if not numpy.isfinite(weight):
+                    continue
+                if not numpy.isfinite(average[index]):
+                    average[index] = weight
+                average[index] += coefficient(n) * (weight - average[index])
+    return averages
 
 
 def relative_error(received: Weights, expected: Weights) -> float:

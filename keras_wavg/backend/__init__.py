@@ -1,13 +1,14 @@
 """The float32 averages of the running backend, one small module for each.
 
-These are the only rooms that know JAX, TensorFlow or torch. Each has one class,
-`Averages`, with the same verbs:
+These are the only modules that know JAX, TensorFlow or torch. Each has one
+class, `Averages`, with the same verbs:
 
 - `bind(model)`: find the variables, at the beginning of each `fit`
 - `begin(model)`: let the averages be the weights of now
 - `update(model, reading)`: one fused call, nothing read back
 - `load(averages, counters)`: go on from a saved state
-- `read()`, `snapshot()`, `are_in_model()`: what a swap needs
+- `read()`: copies of the averages
+- `copies(variables)`: copies of variables, where a swap keeps them
 - `counters`: the counts, as integers
 
 `device` is `None`, and the averages live where their weights do, or `"cpu"`:
@@ -17,11 +18,12 @@ and an accelerator holds nothing of ours between updates.
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
+from keras_wavg.keras_private import has_value
 from keras_wavg.schedules import Schedule
 
 
@@ -73,3 +75,73 @@ def attach_weights(model: Any) -> None:
     callback = keras.callbacks.Callback()
     callback.set_model(model)
     _ = callback.model
+
+
+@contextlib.contextmanager
+def weights_survive(model: Any) -> Iterator[None]:
+    """Context after which an error has not lost the weights.
+
+    JAX's trainer takes them out of the variables, and if the first batch fails
+    nobody puts them back.
+
+    Args:
+        model: A Keras model.
+
+    Yields:
+        `None`.
+    """
+    attach_weights(model)
+    variables = model.variables
+    values = [variable.value for variable in variables]
+    try:
+        yield
+    except BaseException:
+        attach_weights(model)
+        for variable, value in zip(variables, values, strict=True):
+            if not has_value(variable):
+                variable.assign(value)
+        raise
+
+
+def assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    """Assign values to Keras variables, which stay on their devices."""
+    placed = getattr(_module(), "placed", lambda value, _: value)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(placed(value, variable))
+
+
+def device_copies(variables: Sequence[Any]) -> list[Any]:
+    """Copies of the values of Keras variables, on their devices."""
+    copies: list[Any] = _module().device_copies(variables)
+    return copies
+
+
+def host_copies(variables: Sequence[Any]) -> list[Any]:
+    """Copies of the values of Keras variables, in host memory."""
+    copies: list[Any] = _module().host_copies(variables)
+    return copies
+
+
+def snapshot(variables: Sequence[Any]) -> list[Any]:
+    """The values of Keras variables, to be assigned again if a load fails.
+
+    In host memory where they can be had there, not where an array spans
+    processes.
+    """
+    function = getattr(_module(), "snapshot", host_copies)
+    values: list[Any] = function(variables)
+    return values
+
+
+def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """Whether arrays of one dtype are equal, pair by pair. NaN equals NaN.
+
+    Args:
+        ones: Sequence of tensors.
+        others: Sequence of tensors, or of arrays in host memory.
+
+    Returns:
+        List of booleans.
+    """
+    same: list[bool] = _module().same_values(ones, others)
+    return same

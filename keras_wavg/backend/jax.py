@@ -12,6 +12,7 @@ from keras_wavg.backend import attach_weights
 from keras_wavg.backend.counting import Counters, advance
 from keras_wavg.backend.packing import Packing
 from keras_wavg.clock import Reading
+from keras_wavg.keras_private import has_value, pending_state
 from keras_wavg.schedules import Schedule
 
 
@@ -36,7 +37,7 @@ class Averages:
         self._schedule = schedule
         self._host = jax.local_devices(backend=device)[0] if device else None
         self._counters = self._moved(
-            Counters(*(jnp.int32(n) for n in (start, 0, 0)))
+            Counters(*(jnp.int32(n) for n in (start, 0)))
         )
         self._arrays: list[jax.Array] = []
         self._places: dict[int, tuple[str, int]] = {}
@@ -60,7 +61,9 @@ class Averages:
 
     def begin(self, model: Any) -> None:
         """Let the averages be the weights of now."""
-        weights = self._current(model, self._variables)
+        self._begin_at(self._current(model, self._variables))
+
+    def _begin_at(self, weights: list[jax.Array]) -> None:
         self._compile(weights)
         # A large array comes out of `pack` as it went in, and the model's own
         # arrays are donated to its next step.
@@ -85,12 +88,12 @@ class Averages:
         self._counters = self._moved(Counters(*map(jnp.int32, counters)))
 
     def update(self, model: Any, reading: Reading) -> None:
-        """Move the averages towards the weights of now, if all are finite."""
+        """Move the averages towards the weights of now, where finite."""
         clock = [] if reading.iterations is None else [reading.iterations]
         weights = self._current(model, [*self._variables, *clock])
         iterations = weights.pop() if clock else None
         if not self._arrays:
-            self._begin_at_zero(weights)
+            self._begin_at(weights)
         self._arrays, self._counters = self._update(
             self._arrays,
             self._counters,
@@ -105,23 +108,10 @@ class Averages:
         averages = _compiled_read(self._packing)(self._arrays)
         return averages if self._host is None else jax.device_get(averages)
 
-    def are_in_model(self) -> bool:
-        """Whether the variables are the averages, each in its own dtype."""
-        weights = self._moved([v.value for v in self._variables])
-        return bool(_compiled_comparison(self._packing)(self._arrays, weights))
-
-    def snapshot(self) -> list[jax.Array]:
-        """The values of the variables, safe from what happens to them next."""
-        weights = [variable.value for variable in self._variables]
-        # Arrays do not change, and only arrays in the model are donated.
-        return weights if self._host is None else _host_copies(weights)
-
-    def _begin_at_zero(self, weights: list[jax.Array]) -> None:
-        self._compile(weights)
-        self._arrays = [
-            jnp.zeros_like(array, _average_dtype(array))
-            for array in self._packing.pack(weights)
-        ]
+    def copies(self, variables: Sequence[Any]) -> list[Any]:
+        """Copies of variables, on their devices or in host memory."""
+        make = device_copies if self._host is None else host_copies
+        return make(variables)
 
     def _compile(self, weights: list[jax.Array]) -> None:
         self._packing = Packing(
@@ -134,7 +124,7 @@ class Averages:
         self._update = _compiled_update(self._schedule, self._packing)
 
     def _current(self, model: Any, variables: list[Any]) -> list[jax.Array]:
-        state = _pending_state(model)
+        state = pending_state(model)
         try:
             places = [self._places[id(v)] for v in variables]
             arrays = [state[kind][index] for kind, index in places]
@@ -149,17 +139,6 @@ class Averages:
         if self._host is None:
             return arrays
         return jax.device_put(arrays, self._host)
-
-
-def _pending_state(model: Any) -> dict[str, Any]:
-    # During an epoch the newest weights are here and nowhere else. The public
-    # way, `Callback.model`, writes all of them and the optimizer's back into
-    # their variables, and the next step takes them all out again: four times
-    # the cost of an update. Private to Keras, so anything unexpected here
-    # sends `_current` the public way.
-    if getattr(model, "_jax_state_synced", True):
-        return {}
-    return getattr(model, "_jax_state", None) or {}
 
 
 @functools.lru_cache
@@ -179,18 +158,11 @@ def _compiled_update(
         now = steps
         if iterations is not None:
             now = steps + iterations // batches_per_step
-        counters, coefficient, take = advance(
-            counters, now, _all_finite(samples), schedule
-        )
-        # Not `where`: XLA would compute `take` anew for every element.
-        averages = jax.lax.cond(
-            take,
-            lambda: [
-                average + coefficient * (sample - average)
-                for average, sample in zip(averages, samples, strict=True)
-            ],
-            lambda: averages,
-        )
+        counters, coefficient = advance(counters, now, schedule)
+        averages = [
+            _moved_towards(average, sample, coefficient)
+            for average, sample in zip(averages, samples, strict=True)
+        ]
         return averages, counters
 
     return update
@@ -203,24 +175,16 @@ def _compiled_read(packing: Packing) -> Callable[..., Any]:
     )
 
 
-@functools.lru_cache
-def _compiled_comparison(packing: Packing) -> Callable[..., Any]:
-    @jax.jit
-    def compare(averages: list[jax.Array], weights: list[jax.Array]) -> Any:
-        same = [
-            jnp.all(average.astype(weight.dtype) == weight)
-            for average, weight in zip(
-                packing.unpack(averages), weights, strict=True
-            )
-        ]
-        return jnp.all(jnp.stack(same))
-
-    return compare
-
-
-def _all_finite(arrays: list[jax.Array]) -> jax.Array:
-    # A sum is finite only if each of its terms is.
-    return jnp.isfinite(jnp.sum(jnp.stack([jnp.sum(a) for a in arrays])))
+def _moved_towards(
+    average: jax.Array, sample: jax.Array, coefficient: jax.Array
+) -> jax.Array:
+    """The average after a sample. What is not finite in one is the other."""
+    away = sample - average
+    return jnp.where(
+        jnp.abs(away) < jnp.inf,
+        average + coefficient * away,
+        jnp.where(jnp.abs(sample) < jnp.inf, sample, average),
+    )
 
 
 def _placed_like(weight: jax.Array, average: Any) -> jax.Array:
@@ -233,8 +197,47 @@ def _placed_like(weight: jax.Array, average: Any) -> jax.Array:
     return placed.astype(_average_dtype(weight))
 
 
-def _host_copies(arrays: list[jax.Array]) -> list[numpy.ndarray]:
-    return [numpy.array(array) for array in jax.device_get(arrays)]
+def placed(value: Any, variable: Any) -> Any:
+    """A value, on the devices of the Keras variable that it is for.
+
+    A variable without a layout would move to where the value is.
+    """
+    if has_value(variable) and variable.value.committed:
+        return jax.device_put(value, variable.value.sharding)
+    return value
+
+
+def device_copies(variables: Sequence[Any]) -> list[jax.Array]:
+    """Copies of the values of Keras variables, on their devices."""
+    return [jnp.copy(variable.value) for variable in variables]
+
+
+def host_copies(variables: Sequence[Any]) -> list[numpy.ndarray]:
+    """Copies of the values of Keras variables, in host memory."""
+    arrays = jax.device_get([variable.value for variable in variables])
+    return [numpy.array(array) for array in arrays]
+
+
+def snapshot(variables: Sequence[Any]) -> list[Any]:
+    """Values that stay while nothing donates those of the variables."""
+    return [
+        numpy.array(v.value) if v.value.is_fully_addressable else v.value
+        for v in variables
+    ]
+
+
+def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """Whether arrays of one dtype are equal, pair by pair. NaN equals NaN."""
+    same = jax.device_get(_compare(list(ones), list(others)))
+    return [bool(one) for one in same]
+
+
+@jax.jit
+def _compare(ones: list[jax.Array], others: list[jax.Array]) -> list[jax.Array]:
+    return [
+        jnp.all((a == b) | (jnp.isnan(a) & jnp.isnan(b)))
+        for a, b in zip(ones, others, strict=True)
+    ]
 
 
 def _average_dtype(array: jax.Array) -> Any:

@@ -55,13 +55,10 @@ class Several:
         """One of the averages, the first if none is named."""
         return self._all[index].read()
 
-    def snapshot(self) -> Any:
-        """The values of the variables."""
-        return self._all[0].snapshot()
-
-    def are_in_model(self) -> bool:
-        """Whether the variables are the first average."""
-        return bool(self._all[0].are_in_model())
+    def copies(self, variables: Sequence[Any]) -> list[Any]:
+        """Copies of variables, where a swap keeps them."""
+        copies: list[Any] = self._all[0].copies(variables)
+        return copies
 
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
         """Let the first average and the counts be these."""

@@ -42,11 +42,11 @@ class Averages:
         )
         with self._at_home():
             self._averages = [
-                tf.Variable(tf.zeros_like(sample), trainable=False)
+                tf.Variable(sample, trainable=False)
                 for sample in self._samples()
             ]
             self._counters = tf.Variable(
-                [start, 0, 0], trainable=False, dtype=tf.int64
+                [start, 0], trainable=False, dtype=tf.int64
             )
         self._functions: dict[tuple[int, int], Any] = {}
 
@@ -73,7 +73,7 @@ class Averages:
         self._counters.assign(counters)
 
     def update(self, model: Any, reading: Reading) -> None:
-        """Move the averages towards the weights of now, if all are finite."""
+        """Move the averages towards the weights of now, where finite."""
         del model
         key = (id(reading.iterations), reading.batches_per_step)
         if key not in self._functions:
@@ -87,37 +87,13 @@ class Averages:
         """The averages in the order and shapes of the variables, as copies."""
         return list(self._read())
 
-    def are_in_model(self) -> bool:
-        """Whether the variables are the averages, each in its own dtype."""
-        return bool(self._compare())
-
-    def snapshot(self) -> list[Any]:
-        """The values of the variables, safe from what happens to them next."""
-        if self._from_afar:
-            return [variable.numpy() for variable in self._variables]
-        return list(self._copy())
+    def copies(self, variables: Sequence[Any]) -> list[Any]:
+        """Copies of variables, on their devices or in host memory."""
+        return (host_copies if self._from_afar else device_copies)(variables)
 
     @functools.cached_property
     def _read(self) -> Any:
         return self._function(lambda: self._packing.unpack(self._averages))
-
-    @functools.cached_property
-    def _copy(self) -> Any:
-        return self._function(lambda: [tf.identity(v) for v in self._variables])
-
-    @functools.cached_property
-    def _compare(self) -> Any:
-        def compare() -> tf.Tensor:
-            averages = self._packing.unpack(self._averages)
-            same = [
-                tf.reduce_all(tf.cast(average, variable.dtype) == variable)
-                for average, variable in zip(
-                    averages, self._variables, strict=True
-                )
-            ]
-            return tf.reduce_all(tf.stack(same))
-
-        return self._function(compare)
 
     def _samples(self) -> list[tf.Tensor]:
         return self._packing.pack(
@@ -165,24 +141,36 @@ class Averages:
         return tf.device(self._home) if self._home else contextlib.nullcontext()
 
     def _fold(self, now: tf.Tensor, *samples: tf.Tensor) -> None:
-        counters, coefficient, take = advance(
-            Counters(*tf.unstack(self._counters)),
-            now,
-            _all_finite(samples),
-            self._schedule,
+        counters, coefficient = advance(
+            Counters(*tf.unstack(self._counters)), now, self._schedule
         )
-        # Not `where`: XLA would compute `take` anew for every element.
-        averages = tf.cond(
-            take,
-            lambda: [
-                average
-                + tf.cast(coefficient, average.dtype) * (sample - average)
+        self._assign(
+            [
+                _moved_towards(average, sample, coefficient)
                 for average, sample in zip(self._averages, samples, strict=True)
-            ],
-            lambda: [tf.identity(average) for average in self._averages],
+            ]
         )
-        self._assign(averages)
         self._counters.assign(tf.stack(counters))
+
+
+def device_copies(variables: Sequence[Any]) -> list[tf.Tensor]:
+    """Copies of the values of Keras variables, on their devices."""
+    return [tf.identity(variable.value) for variable in variables]
+
+
+def host_copies(variables: Sequence[Any]) -> list[numpy.ndarray]:
+    """Copies of the values of Keras variables, in host memory."""
+    return [numpy.array(variable.value.numpy()) for variable in variables]
+
+
+def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """Whether arrays of one dtype are equal, pair by pair. NaN equals NaN."""
+    # Not compiled: to trace it takes longer than all comparisons of a `fit`.
+    same = [
+        tf.reduce_all((a == b) | (tf.math.is_nan(a) & tf.math.is_nan(b)))
+        for a, b in zip(map(tf.convert_to_tensor, ones), others, strict=True)
+    ]
+    return [bool(one) for one in same]
 
 
 def _only_device(variables: list[tf.Variable]) -> str | None:
@@ -199,10 +187,16 @@ def _now(steps: tf.Tensor, reading: Reading) -> tf.Tensor:
     return steps + batches // reading.batches_per_step
 
 
-def _all_finite(arrays: Sequence[tf.Tensor]) -> tf.Tensor:
-    # A sum is finite only if each of its terms is.
-    sums = [tf.cast(tf.reduce_sum(array), tf.float64) for array in arrays]
-    return tf.math.is_finite(tf.reduce_sum(tf.stack(sums)))
+def _moved_towards(
+    average: tf.Variable, sample: tf.Tensor, coefficient: tf.Tensor
+) -> tf.Tensor:
+    """The average after a sample. What is not finite in one is the other."""
+    away = sample - average
+    return tf.where(
+        tf.abs(away) < numpy.inf,
+        average + tf.cast(coefficient, average.dtype) * away,
+        tf.where(tf.abs(sample) < numpy.inf, sample, average),
+    )
 
 
 def _average_dtype(variable: tf.Variable) -> tf.DType:

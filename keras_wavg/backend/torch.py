@@ -8,8 +8,12 @@ import torch
 
 from keras_wavg.backend.arrivals import Arrivals
 from keras_wavg.backend.counting import Counters, advance
+from keras_wavg.backend.packing import SMALL
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
+
+# Elements that stay in the processor's cache through the passes of an update.
+_BLOCK = 1 << 20
 
 
 class Averages:
@@ -32,20 +36,16 @@ class Averages:
         self._variables = list(variables)
         self._schedule = schedule
         self._weights = [v.value.detach() for v in self._variables]
-        self._averages = [
-            torch.zeros_like(
-                w,
-                dtype=_average_dtype(w),
-                memory_format=torch.contiguous_format,
-                device=device,
-            )
-            for w in self._weights
+        self._groups = _groups(self._weights)
+        self._flat = [
+            _flattened([self._weights[i] for i in group]).to(device, copy=True)
+            for group in self._groups
         ]
+        self._averages = self._views()
+        self._are_finite = [False] * len(self._flat)
+        self._note_finite()
         self._counters = Counters(
-            *(
-                torch.tensor(n, device=self._averages[0].device)
-                for n in (start, 0, 0)
-            )
+            *(torch.tensor(n, device=self._flat[0].device) for n in (start, 0))
         )
         self._arrivals = Arrivals() if device else None
 
@@ -66,18 +66,20 @@ class Averages:
         del model
         self._fold_arrivals()
         torch._foreach_copy_(self._averages, self._weights)
+        self._note_finite()
 
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
         """Let the averages and counts be these, copied."""
         self._fold_arrivals()
         for own, average in zip(self._averages, averages, strict=True):
             own.copy_(keras.ops.convert_to_tensor(average).detach())
+        self._note_finite()
         for own, count in zip(self._counters, counters, strict=True):
             own.fill_(count)
 
     @torch.no_grad()
     def update(self, model: Any, reading: Reading) -> None:
-        """Move the averages towards the weights of now, if all are finite."""
+        """Move the averages towards the weights of now, where finite."""
         del model
         now = reading.steps
         if reading.iterations is not None:
@@ -90,25 +92,14 @@ class Averages:
             self._arrivals.send(now, self._weights)
 
     def read(self) -> list[torch.Tensor]:
-        """The averages in the order and shapes of the variables."""
+        """The averages in the order and shapes of the variables, as copies."""
         self._fold_arrivals()
-        return list(self._averages)
+        return [average.clone() for average in self._averages]
 
-    def are_in_model(self) -> bool:
-        """Whether the variables are the averages, each in its own dtype."""
-        return all(
-            torch.equal(average.to(weight.dtype), weight.to(average.device))
-            for average, weight in zip(self.read(), self._weights, strict=True)
-        )
-
-    def snapshot(self) -> list[torch.Tensor]:
-        """The values of the variables, safe from what happens to them next."""
-        return [
-            weight.to(average.device, copy=True)
-            for weight, average in zip(
-                self._weights, self._averages, strict=True
-            )
-        ]
+    def copies(self, variables: Sequence[Any]) -> list[torch.Tensor]:
+        """Copies of variables, on their devices or in host memory."""
+        make = device_copies if self._arrivals is None else host_copies
+        return make(variables)
 
     def _fold_arrivals(self) -> None:
         if self._arrivals is not None and self._arrivals.expected:
@@ -116,16 +107,56 @@ class Averages:
 
     @torch.no_grad()
     def _fold(self, now: Any, weights: list[torch.Tensor]) -> None:
-        samples = [
-            weight.to(average.dtype).contiguous()
-            for weight, average in zip(weights, self._averages, strict=True)
-        ]
         # Keras' operations move what they get to the device of its choice.
-        with keras.device(str(self._averages[0].device)):
-            self._counters, coefficient, take = advance(
-                self._counters, now, _all_finite(samples), self._schedule
+        with keras.device(str(self._flat[0].device)):
+            self._counters, coefficient = advance(
+                self._counters, now, self._schedule
             )
-        _lerp(self._averages, samples, coefficient, take)
+        for average, group, is_finite in zip(
+            self._flat, self._groups, self._are_finite, strict=True
+        ):
+            sample = _flattened([weights[i] for i in group])
+            move = _move if is_finite else _move_where_finite
+            for part, sampled in zip(
+                average.split(_BLOCK), sample.split(_BLOCK), strict=True
+            ):
+                move(part, sampled, coefficient.to(part.dtype))
+
+    def _views(self) -> list[torch.Tensor]:
+        """The averages in the order and shapes of the variables."""
+        views: dict[int, torch.Tensor] = {}
+        for flat, group in zip(self._flat, self._groups, strict=True):
+            sizes = [self._weights[i].numel() for i in group]
+            for i, part in zip(group, flat.split(sizes), strict=True):
+                views[i] = part.view(self._weights[i].shape)
+        return [views[i] for i in range(len(self._weights))]
+
+    def _note_finite(self) -> None:
+        # A finite average stays finite, so it need not be looked at again.
+        self._are_finite = [bool(flat.isfinite().all()) for flat in self._flat]
+
+
+def device_copies(variables: Sequence[Any]) -> list[torch.Tensor]:
+    """Copies of the values of Keras variables, on their devices."""
+    return [variable.value.detach().clone() for variable in variables]
+
+
+def host_copies(variables: Sequence[Any]) -> list[torch.Tensor]:
+    """Copies of the values of Keras variables, in host memory."""
+    return [v.value.detach().to("cpu", copy=True) for v in variables]
+
+
+def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """Whether arrays of one dtype are equal, pair by pair. NaN equals NaN."""
+    same = [
+        ((a == b) | (a.isnan() & b.isnan())).all()
+        for a, b in (
+            (one.detach(), other.to(one.device))
+            for one, other in zip(ones, others, strict=True)
+        )
+    ]
+    # One wait for the device, not one for each pair.
+    return torch.stack(same).tolist() if same else []
 
 
 def randomness_kept() -> Any:
@@ -137,41 +168,42 @@ def randomness_kept() -> Any:
     return torch.random.fork_rng(devices=[])
 
 
-def _all_finite(tensors: list[torch.Tensor]) -> torch.Tensor:
-    # A norm is finite only if each element is (and below 1e19 in float32).
-    norms = torch._foreach_norm(tensors, 2)
-    return torch.isfinite(torch.stack(norms).sum())
+def _groups(weights: list[torch.Tensor]) -> list[list[int]]:
+    """Indices of the weights that are averaged as one flat tensor.
 
-
-def _lerp(
-    averages: list[torch.Tensor],
-    samples: list[torch.Tensor],
-    coefficient: torch.Tensor,
-    take: torch.Tensor,
-) -> None:
-    """`average += coefficient * (sample - average)`, or nothing.
-
-    `torch._foreach_lerp_` wants its coefficient on the host and cannot be
-    called off by the device. The kernel of fused SGD takes both from the
-    device: with a weight decay of 1, ascending the "gradient" `sample` moves a
-    parameter by `-lr * (parameter - sample)`.
+    What an update of many small weights costs is their number. Large ones are
+    left alone, because to put them together is to copy them.
     """
-    for dtype in {average.dtype for average in averages}:
-        pairs = zip(averages, samples, strict=True)
-        chosen = [pair for pair in pairs if pair[0].dtype == dtype]
-        torch._fused_sgd_(
-            [average for average, _ in chosen],
-            [sample for _, sample in chosen],
-            [],
-            weight_decay=1.0,
-            momentum=0.0,
-            lr=coefficient,
-            dampening=0.0,
-            nesterov=False,
-            maximize=True,
-            is_first_step=False,
-            found_inf=torch.logical_not(take).float(),
-        )
+    small: dict[torch.dtype, list[int]] = {}
+    large = []
+    for i, weight in enumerate(weights):
+        if weight.numel() <= SMALL and weight.device == weights[0].device:
+            small.setdefault(_average_dtype(weight), []).append(i)
+        else:
+            large.append([i])
+    return [*small.values(), *large]
+
+
+def _flattened(tensors: list[torch.Tensor]) -> torch.Tensor:
+    flat = [t.to(_average_dtype(t)).reshape(-1) for t in tensors]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _move(
+    average: torch.Tensor, sample: torch.Tensor, coefficient: torch.Tensor
+) -> None:
+    """`average += coefficient * (sample - average)`, where that is finite."""
+    away = (sample - average).nan_to_num_(0.0, 0.0, 0.0)
+    average.addcmul_(away, coefficient)
+
+
+def _move_where_finite(
+    average: torch.Tensor, sample: torch.Tensor, coefficient: torch.Tensor
+) -> None:
+    """The same, where an average that is not finite becomes the sample."""
+    known = average.isfinite()
+    _move(average, sample, coefficient * known)
+    average.copy_(torch.where(known | ~sample.isfinite(), average, sample))
 
 
 def _average_dtype(tensor: torch.Tensor) -> torch.dtype:

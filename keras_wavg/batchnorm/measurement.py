@@ -8,8 +8,8 @@ import keras
 import numpy
 from keras import ops
 
-from keras_wavg import arguments
-from keras_wavg.backend import attach_weights, randomness_kept
+from keras_wavg import arguments, swapping
+from keras_wavg.backend import assign, attach_weights, randomness_kept
 from keras_wavg.batchnorm.moments import combination
 from keras_wavg.batchnorm.probe import Probe, watched
 
@@ -148,6 +148,8 @@ class Measurement:
                 for assignment in _assignments(layer, *combine(layer, rows))
             ]
         )
+        # They belong to the average, if one is in the model.
+        swapping.measured(self.variables)
 
     def _run(self, **data: Any) -> list[numpy.ndarray]:
         """An array `(calls, 4, channels)` of each layer."""
@@ -284,8 +286,8 @@ def _assign(pairs: list[tuple[Any, Any]]) -> None:
     ]
     try:
         for variable, value in pairs:
-            variable.assign(value)
+            assign([variable], [value])
     except BaseException:
         for variable, value in before:
-            variable.assign(value)
+            assign([variable], [value])
         raise

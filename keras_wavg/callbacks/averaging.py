@@ -12,25 +12,24 @@ import keras
 import numpy
 
 from keras_wavg.atomic import replacing
-from keras_wavg.callbacks import complaints, fellows
+from keras_wavg.callbacks import messages
+from keras_wavg.callbacks.callback_list import calling_list, move_forward
 from keras_wavg.plan import Plan
 from keras_wavg.profile import ATTRIBUTE, Profile
 from keras_wavg.running import RunningAverage
-from keras_wavg.saveable import (
-    attach,
-    is_attached,
-    save_weights_alone,
-)
-from keras_wavg.shadow import Shadow, shadow_in
+from keras_wavg.saveable import attach, is_attached, save_weights_alone
+from keras_wavg.shadow import Shadow, raw_weights_back
 
 
 class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     """Averages the weights of a model while it trains. Abstract.
 
-    In `fit` the average goes into the model when the last batch of an epoch has
-    ended, or when validation begins, and stays until the next epoch begins: the
-    weights that validation measures are those that `ModelCheckpoint` and
-    `EarlyStopping` keep. After `fit` the model holds the average.
+    In `fit` the average goes into the model when validation begins, or at the
+    end of an epoch without, and stays until the next epoch begins: the weights
+    that validation measures are those that `ModelCheckpoint` and
+    `EarlyStopping` keep. After `fit` the model holds the average. The callback
+    moves to the head of the list of callbacks, so that all others find the
+    average up to date, in whatever order they are passed.
 
     The average travels in every file that Keras writes of the model, and goes
     on from it when the file is loaded again.
@@ -41,19 +40,42 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
     """
 
     def __init__(self, plan: Plan, *, swap: bool) -> None:
-        super().__init__()
         self.swap = swap
         self.name = plan.name
         self._plan = plan
+        self._begin_without_a_model()
+
+    def _begin_without_a_model(self) -> None:
+        super().__init__()
         # One for each model, which holds it: its state travels in its files.
         self._averages: weakref.WeakKeyDictionary[Any, RunningAverage] = (
             weakref.WeakKeyDictionary()
         )
         self._running: Any = None
         self._in_fit = False
-        self._put_in_by_hook = False
-        self._warned_of_skips = False
+        # What calls the hooks of `fit`, and not those of another evaluation.
+        self._list: Any = None
+        # What evaluations that are going on found, by what calls their hooks.
+        self._before: weakref.WeakKeyDictionary[Any, Any] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._warned_of_elements = False
         self._thread = 0
+        # What the callback of which this is a copy had.
+        self._copied: list[numpy.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: the arguments, and the average as arrays."""
+        new = object.__new__(type(self))
+        new._begin_without_a_model()
+        state = {k: v for k, v in vars(self).items() if k not in vars(new)}
+        has_average = self._copied is not None or self._average() is not None
+        return state | {"_copied": self.get_weights() if has_average else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin as a new callback does, with what `__getstate__` gave."""
+        self._begin_without_a_model()
+        self.__dict__.update(state)
 
     # Without `fit`
 
@@ -73,9 +95,15 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             self._running.begin_if_due()
 
     @property
-    def skipped(self) -> int:
-        """Updates left out because a weight was NaN or infinite."""
-        return 0 if self._shadow is None else self._shadow.counters.skipped
+    def skipped(self) -> list[str]:
+        """Paths of the weights with elements that are NaN or infinite now.
+
+        An element that is not finite is left out: its average is that of the
+        steps at which it was finite. One that has been infinite from the
+        beginning, as in a mask, is its own average and does not count.
+        """
+        shadow = self._average()
+        return [] if shadow is None else shadow.paths_not_finite()
 
     def get_weights(self) -> list[numpy.ndarray]:
         """The averaged weights.
@@ -84,11 +112,15 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             A list of NumPy arrays in the order of `model.get_weights()`, so
             that `model.set_weights(average.get_weights())` is the averaged
             model. Averages are float32, those of float64 weights float64. What
-            is not averaged has the model's own value.
+            is not averaged has the model's own value. A copy of a callback, by
+            `copy.deepcopy` or `pickle`, has no model, and gives the arrays that
+            the callback had when it was copied.
 
         Raises:
             ValueError: If there is no average yet.
         """
+        if self._running is None and self._copied is not None:
+            return [array.copy() for array in self._copied]
         shadow = self._required_average()
         return shadow.get_weights(shadow.averages.read())
 
@@ -150,7 +182,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 "first."
             )
         if not is_attached(self._running.model, self._running):
-            complaints.refuse_the_name(self.name)
+            messages.refuse_the_name(self.name)
         self._running.tick()
 
     def apply(self) -> None:
@@ -159,28 +191,33 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         Before the first update there is no average, and nothing happens.
 
         Raises:
-            ValueError: If there is no model, or if another average was put in
-                on top of this one.
+            ValueError: If there is no model, or if it no longer has the weights
+                that were averaged.
         """
+        self._require_model()
         self._put_in()
         self._make_ready()
 
     def restore(self) -> None:
         """Give the raw weights back to the model, bit for bit.
 
-        Nothing happens if the average is not in the model.
+        Nothing happens if no average is in the model. What somebody wrote to
+        the weights since the average came in stays.
 
         Raises:
-            ValueError: If another average was put in on top of this one.
+            ValueError: If the model no longer has the weights that were
+                averaged.
         """
-        if self._shadow is not None and self._shadow.applied:
+        if self._shadow is not None and self._shadow.model is not None:
             self._shadow.restore()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Context in which the model holds the average.
 
-        Afterwards the model holds what it held before.
+        Afterwards the model holds what it held before: the raw weights, or
+        another average. Contexts may be nested in any way. What somebody wrote
+        to the weights in the context stays.
 
         Example:
 
@@ -193,16 +230,18 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
             `None`.
 
         Raises:
-            ValueError: If there is no model, or if another average was put in
-                on top of this one.
+            ValueError: If there is no model, or if it no longer has the weights
+                that were averaged.
         """
-        put_in = self._put_in()
-        try:
+        self._require_model()
+        shadow = self._average()
+        if shadow is None:
+            yield
+            return
+        shadow.require_current()
+        with shadow.applied():
             self._make_ready()
             yield
-        finally:
-            if put_in:
-                self.restore()
 
     def contexts(self) -> dict[str, Callable[[], Any]]:
         """The averages of this callback, each as what puts it in the model.
@@ -217,7 +256,10 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Get the raw weights in place and get ready to count."""
-        complaints.refuse_rivals(self)
+        self._list = self._join_list()
+        if self._list is not None:
+            move_forward(self, self._list.callbacks, behind=self._is_behind)
+        messages.warn_of_ema_of_keras(self)
         self._thread = threading.get_ident()
         self._take_out()
         self._running.begin_fit((self.params or {}).get("steps"))
@@ -229,57 +271,54 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         self._running.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Give the raw weights back, if something evaluated in mid-epoch."""
+        """Give the raw weights back, if an evaluation left the average in."""
         self._in_fit = True
-        if self._is_in_model():
+        if self._shadow is not None and self._shadow.is_left_in():
             self._take_out()
-        self._running.begin_batch()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Update the average."""
-        complaints.require_thread(self, self._thread)
+        messages.require_thread(self, self._thread)
         self._running.end_batch()
-        if self._running.clock.epoch_is_over:
-            self._swap_in()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Put the average in."""
-        if self._in_fit:
-            self._running.end_epoch_before_validation()
-        else:
-            complaints.refuse_rivals(self)
-        put_in = self._swap_in()
-        self._put_in_by_hook = put_in and not self._in_fit
+        caller = self._join_list()
+        self._before.pop(caller or self, None)
+        if self._is_of_fit(caller):
+            self._running.end_epoch()
+        elif self.swap and (shadow := self._average()) is not None:
+            self._before[caller or self] = shadow, shadow.remembered()
+        self._swap_in()
         self._make_ready()
 
     def on_test_end(self, logs: Any = None) -> None:
         """Give the raw weights back, unless `fit` needs the average longer."""
-        if self._put_in_by_hook:
-            self._put_in_by_hook = False
-            self.restore()
-        if not self._in_fit:
-            fellows.leave(self, fellows.AVERAGES)
+        found = self._before.pop(calling_list(self) or self, None)
+        if found is not None:
+            shadow, before = found
+            shadow.put_back(before)
 
     on_predict_begin = on_test_begin
     on_predict_end = on_test_end
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Put the average in, where no hook knew the last batch."""
+        """Put the average in, if there was no validation."""
         self._running.end_epoch()
         self._swap_in()
-        if not self._warned_of_skips and self.skipped:
-            self._warned_of_skips = True
-            complaints.warn_of_skips(self)
+        if not self._warned_of_elements and (paths := self.skipped):
+            self._warned_of_elements = True
+            messages.warn_of_elements(self, paths)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Leave the average in the model."""
         self._swap_in()
         self._make_ready()
         self._in_fit = False
-        if self._average() is None and not self.skipped:
-            complaints.warn_of_no_average(self, self._running)
+        self._list = None
+        if self._average() is None:
+            messages.warn_of_no_average(self, self._running)
         self._running.end_fit()
-        fellows.leave(self, fellows.AVERAGES)
 
     # The average and the model
 
@@ -295,10 +334,28 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def _require_model(self) -> None:
         if self._running is None:
-            complaints.refuse_no_model(self)
+            messages.refuse_no_model(self)
+
+    def _join_list(self) -> Any:
+        """The list that calls the hooks, if others in it can be put up with."""
+        found = calling_list(self)
+        if found is not None:
+            messages.refuse_rivals(
+                self,
+                [c for c in found.callbacks if isinstance(c, WeightAveraging)],
+            )
+        return found
+
+    def _is_of_fit(self, caller: Any) -> bool:
+        return self._in_fit if caller is None else caller is self._list
+
+    def _is_behind(self, other: Any) -> bool:
+        """Whether another callback is to come first."""
+        # Averages that are not swapped in are to find the raw weights.
+        return self.swap and isinstance(other, WeightAveraging)
 
     def _is_in_model(self) -> bool:
-        return self._shadow is not None and self._shadow.applied
+        return self._shadow is not None and self._shadow.is_in_model()
 
     def _average(self) -> Shadow | None:
         # Reading `self.model` brings JAX's weights up to date, too dear at
@@ -311,26 +368,25 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         self._require_model()
         shadow = self._average()
         if shadow is None:
-            complaints.refuse_no_average(self)
+            messages.refuse_no_average(self)
+        shadow.require_current()
         return shadow
 
-    def _put_in(self) -> bool:
-        self._require_model()
+    def _put_in(self) -> None:
         shadow = self._average()
-        if shadow is None or shadow.is_held():
-            return False
-        shadow.apply()
-        return True
+        if shadow is not None:
+            shadow.require_current()
+            if not shadow.is_in_model():
+                shadow.apply()
 
-    def _swap_in(self) -> bool:
-        if not self.swap or (self._in_fit and self._is_in_model()):
-            return False
-        return self._put_in()
+    def _swap_in(self) -> None:
+        if self.swap:
+            self._put_in()
 
     def _take_out(self) -> None:
         # Also the average of another callback, left there by an earlier `fit`.
-        while shadow := shadow_in(self.model):
-            shadow.leave()
+        if self.model.built:
+            raw_weights_back(self.model)
         self._running.begin_anew_if_replaced()
 
     def _make_ready(self) -> None:

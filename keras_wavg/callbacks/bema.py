@@ -69,8 +69,7 @@ class BEMA(WeightAveraging):
             the same without a burn-in. Defaults to `0`.
         swap: See `EMA`. Defaults to `True`.
         include: See `EMA`. Defaults to `None`.
-        name: See `EMA`. Defaults to `"bema"`, and to `"bema_riding"` without
-            `swap`.
+        name: See `EMA`. Defaults to `"bema"`.
 
     Example:
 
@@ -118,7 +117,7 @@ class BEMA(WeightAveraging):
         self._moving = fading(self.ema_power)
         self._correcting = fading(self.bias_power)
         plan = Plan(
-            name=arguments.name(name, "bema", swap=swap),
+            name=arguments.name(name, "bema"),
             averages=functools.partial(
                 LagCorrected,
                 moving=self._moving,

@@ -1,6 +1,5 @@
 """Exponential moving average of the weights."""
 
-import warnings
 from typing import Any
 
 from keras_wavg import arguments
@@ -15,6 +14,7 @@ from keras_wavg.schedules import (
     WarmUpDecay,
     decay_from_half_life,
 )
+from keras_wavg.warning import warn
 
 # An object of its own, to tell `EMA(0.999, half_life=10)`, which names both,
 # from `EMA(half_life=10)`.
@@ -80,7 +80,7 @@ class EMA(WeightAveraging):
             a function from a path to a boolean. What is left out stays raw.
             Defaults to `None`, every weight.
         name: String, by which a saved file tells the averages of one model
-            apart. Defaults to `"ema"`, and to `"ema_riding"` without `swap`.
+            apart. Defaults to `"ema"`.
         device: `None` to keep the averages beside their weights, or `"cpu"` to
             keep them in host memory: choose `every` so that the copying hides
             behind the steps. Defaults to `None`.
@@ -153,7 +153,7 @@ class EMA(WeightAveraging):
         plan = scheduled_plan(
             schedules(decays(self.decay)),
             EverySteps(self.every, self.start),
-            name=arguments.name(name, "ema", swap=swap),
+            name=arguments.name(name, "ema"),
             include=arguments.include(include),
             device=arguments.device(device),
             overwrite_every=arguments.integer_or_none(
@@ -169,12 +169,11 @@ class EMA(WeightAveraging):
             return
         share = self.profile().initial_share
         if share > _TOO_MUCH:
-            warnings.warn(
+            warn(
                 f"{share:.0%} of this `EMA` are still the weights from before "
                 "training. Lower its decay or train longer, or pass "
                 f"`bias_correction=True`. Received: decay={self.decay}, after "
                 f"{self._running.clock.now} optimizer steps.",
-                stacklevel=2,
             )
 
 

@@ -10,10 +10,10 @@ from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.batchnorm import Measurement
 from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.included import averaged_variables
 from keras_wavg.plan import Plan, nothing
 from keras_wavg.profile import Profile
 from keras_wavg.sampling import EveryEpochs, EverySteps, Sampling
-from keras_wavg.shadow import averaged_variables
 
 
 class EpochAveraging(WeightAveraging, abc.ABC):
@@ -54,9 +54,8 @@ class EpochAveraging(WeightAveraging, abc.ABC):
             "every_steps", every_steps, at_least=1
         )
         self.bn_data = arguments.repeatable("bn_data", bn_data)
-        self._measurement: Measurement | None = None
         plan = Plan(
-            name=arguments.name(name, type(self).__name__.lower(), swap=swap),
+            name=arguments.name(name, type(self).__name__.lower()),
             averages=averages,
             sampling=self._sampling(),
             include=arguments.include(include),
@@ -64,6 +63,10 @@ class EpochAveraging(WeightAveraging, abc.ABC):
             profile=profile,
         )
         super().__init__(plan, swap=swap)
+
+    def _begin_without_a_model(self) -> None:
+        super()._begin_without_a_model()
+        self._measurement: Measurement | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Get ready to count, and refuse a model not made for `bn_data`."""
@@ -78,10 +81,9 @@ class EpochAveraging(WeightAveraging, abc.ABC):
             See `EMA.get_weights`.
 
         Raises:
-            ValueError: If there is no average yet, or, with `bn_data`, if
-                another average was put in on top of this one.
+            ValueError: If there is no average yet.
         """
-        if self.bn_data is not None:
+        if self.bn_data is not None and self._running is not None:
             with self.applied():
                 pass
         return super().get_weights()
@@ -100,7 +102,7 @@ class EpochAveraging(WeightAveraging, abc.ABC):
         shadow = self._shadow
         if self.bn_data is None or shadow is None:
             return
-        if shadow.is_held() and not shadow.measured:
+        if shadow.is_in_model() and not shadow.measured:
             variables = self._measured_variables()
             self._measure()
             shadow.take_over(variables)

@@ -1,7 +1,6 @@
 """The scores of the raw weights and of each average, side by side."""
 
 import contextlib
-import inspect
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,11 +8,14 @@ from typing import Any
 
 import keras
 
-from keras_wavg import arguments
-from keras_wavg.backend import attach_weights, randomness_kept
-from keras_wavg.callbacks import fellows
+from keras_wavg import arguments, swapping
+from keras_wavg.backend import (
+    attach_weights,
+    randomness_kept,
+    weights_survive,
+)
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.shadow import raw_weights, shadow_in
+from keras_wavg.callbacks.callback_list import calling_list, move_forward
 
 
 class AverageEvaluator(keras.callbacks.Callback):
@@ -23,7 +25,7 @@ class AverageEvaluator(keras.callbacks.Callback):
     `raw_val_loss`, `ema_val_loss`, and so on: the `name` of the average (and
     the width of one of several in a `PowerEMA`), then what `validation_data`
     would have given. Any callback can monitor them, wherever it is in the list:
-    the evaluator makes itself the first one. (Keras does not know of these
+    the evaluator moves ahead of it. (Keras does not know of these
     names whether less is better: pass `mode="min"` or `mode="max"`.)
 
     What an epoch ends on is kept as if nobody had evaluated: weights, averages,
@@ -107,50 +109,31 @@ class AverageEvaluator(keras.callbacks.Callback):
         self._keys: list[str] = []
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Become the first to hear of an epoch's end."""
+        """Move ahead of all callbacks but the averages."""
         self._keys = []
-        self._refuse_a_namesake()
-        callbacks = _callbacks_of_fit()
-        # Keras is going through this list. All it has yet to call stay put.
-        if any(callback is self for callback in callbacks):
-            callbacks.remove(self)
-            callbacks.insert(0, self)
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Refuse an average that nobody updates."""
-        if self.params is None:
-            return
-        riding = self.params.get(fellows.AVERAGES, [])
-        missing = [a for a in self.averages if not any(a is r for r in riding)]
-        if missing:
-            raise ValueError(
-                "`averages` must be in the `callbacks` of the same `fit`. "
-                f"Received: {_named(missing)}, which "
-                f"{'is' if len(missing) == 1 else 'are'} not in them. Write "
-                "`callbacks=[average, evaluator]`."
-            )
+        found = calling_list(self)
+        if found is not None:
+            self._refuse_a_namesake(found.callbacks)
+            self._refuse_missing_averages(found.callbacks)
+            move_forward(self, found.callbacks, behind=_is_average)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Evaluate, and put the results into `logs`."""
         if self._keys and (epoch + 1) % self.every:
             results = dict.fromkeys(self._keys, math.nan)
         else:
-            results = self._results(epoch)
+            results = self._results()
             self._keys = list(results)
         if logs is not None:
             logs.update(results)
 
-    def on_train_end(self, logs: Any = None) -> None:
-        """Let the list of callbacks be used again."""
-        fellows.leave(self, fellows.EVALUATORS)
-
-    def _results(self, epoch: int) -> dict[str, Any]:
-        # Their own turn comes later. To be told twice makes no difference, but
-        # a subclass may write files, once.
-        for average in self.averages:
-            WeightAveraging.on_epoch_end(average, epoch)
+    def _results(self) -> dict[str, Any]:
         results = {}
-        with _undisturbed(self.model), _all_averages_out(self.model):
+        attach_weights(self.model)
+        with (
+            _undisturbed(self.model),
+            swapping.holding_raw(self.model.weights),
+        ):
             raw = self._evaluate()
             results["raw"] = raw
             for average in self.averages:
@@ -167,7 +150,7 @@ class AverageEvaluator(keras.callbacks.Callback):
         }
 
     def _evaluate(self) -> Any:
-        with _weights_survive(self.model), warnings.catch_warnings():
+        with weights_survive(self.model), warnings.catch_warnings():
             # Keras warns of any end of data whose length it did not know.
             if self._data["steps"] is None:
                 warnings.filterwarnings("ignore", "Your input ran out of data")
@@ -175,9 +158,23 @@ class AverageEvaluator(keras.callbacks.Callback):
                 **self._data, verbose=0, return_dict=True
             )
 
-    def _refuse_a_namesake(self) -> None:
-        evaluators = fellows.join(self, fellows.EVALUATORS)
-        if [other.name for other in evaluators].count(self.name) > 1:
+    def _refuse_missing_averages(self, callbacks: Sequence[Any]) -> None:
+        missing = [
+            average
+            for average in self.averages
+            if not any(average is other for other in callbacks)
+        ]
+        if missing:
+            raise ValueError(
+                "`averages` must be in the `callbacks` of the same `fit`. "
+                f"Received: {_named(missing)}, which "
+                f"{'is' if len(missing) == 1 else 'are'} not in them. Write "
+                "`callbacks=[average, evaluator]`."
+            )
+
+    def _refuse_a_namesake(self, callbacks: Sequence[Any]) -> None:
+        names = [c.name for c in callbacks if isinstance(c, AverageEvaluator)]
+        if names.count(self.name) > 1:
             raise ValueError(
                 "Several evaluators of one `fit` must have different names, "
                 "by which the logs tell them apart. Received: several with "
@@ -214,25 +211,8 @@ def _named(averages: Sequence[WeightAveraging]) -> str:
     )
 
 
-def _callbacks_of_fit() -> list[Any]:
-    # Keras tells no callback of the others. Only the call stack knows.
-    frame = inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList):
-            return caller.callbacks
-        frame = frame.f_back
-    return []
-
-
-@contextlib.contextmanager
-def _all_averages_out(model: Any) -> Iterator[None]:
-    """Context in which the model holds its raw weights."""
-    with contextlib.ExitStack() as stack:
-        # If somebody replaced the average, what they put in counts as raw.
-        while (shadow := shadow_in(model)) and shadow.is_held():
-            stack.enter_context(raw_weights(model))
-        yield
+def _is_average(callback: Any) -> bool:
+    return isinstance(callback, WeightAveraging)
 
 
 @contextlib.contextmanager
@@ -251,23 +231,3 @@ def _undisturbed(model: Any) -> Iterator[None]:
     finally:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
-
-
-@contextlib.contextmanager
-def _weights_survive(model: Any) -> Iterator[None]:
-    """Context after which an error has not lost the weights.
-
-    JAX's trainer takes them out of the variables, and if the first batch fails
-    nobody puts them back.
-    """
-    variables = model.variables
-    values = [variable.value for variable in variables]
-    try:
-        yield
-    except BaseException:
-        attach_weights(model)
-        for variable, value in zip(variables, values, strict=True):
-            # What a batch has used up has been attached.
-            if not getattr(value, "is_deleted", bool)():
-                variable.assign(value)
-        raise

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_wavg import arguments
+from keras_wavg import arguments, swapping
 from keras_wavg.arguments import Include
+from keras_wavg.backend import weights_survive
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.ensemble import mean_prediction, weights_given_back
+from keras_wavg.ensemble import mean_prediction
 from keras_wavg.plan import Plan, nothing
 from keras_wavg.samples.members import MemberFiles, Members, members_keep
 from keras_wavg.sampling import EverySteps
@@ -124,8 +125,11 @@ class FGE(WeightAveraging):
                 f"`index` must be in the range [0, {shadow.steps}), there are "
                 f"{shadow.steps} members. Received: index={index!r}"
             )
-        with weights_given_back(self.model):
-            shadow.averages.put_in(self.model, index)
+        variables, values = shadow.averages.member(self.model, index)
+        with (
+            swapping.holding(variables, values),
+            weights_survive(self.model),
+        ):
             yield
 
     def predict(self, x: Any, *, verbose: Any = "auto", **options: Any) -> Any:

@@ -36,8 +36,7 @@ class LAWA(EpochAveraging):
         bn_data: See `SWA`. Defaults to `None`.
         swap: See `SWA`. Defaults to `True`.
         include: See `SWA`. Defaults to `None`.
-        name: See `SWA`. Defaults to `"lawa"`, and to `"lawa_riding"` without
-            `swap`.
+        name: See `SWA`. Defaults to `"lawa"`.
 
     Example:
 

@@ -60,7 +60,7 @@ class Lookahead(WeightAveraging):
         plan = scheduled_plan(
             FromInitial(ConstantDecay(decay)),
             EverySteps(self.every),
-            name=arguments.name(name, "lookahead", swap=swap),
+            name=arguments.name(name, "lookahead"),
             include=arguments.include(include),
             overwrite_every=self.every,
         )

@@ -13,7 +13,6 @@ from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.backend.several import Several, several_keep
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.ensemble import weights_given_back
 from keras_wavg.plan import Plan
 from keras_wavg.profile import Profile, exponent_from_sigma_rel
 from keras_wavg.sampling import EverySteps
@@ -49,8 +48,7 @@ class PowerEMA(WeightAveraging):
             Defaults to `1`.
         swap: See `EMA`. Defaults to `True`.
         include: See `EMA`. Defaults to `None`.
-        name: See `EMA`. Defaults to `"power_ema"`, and to
-            `"power_ema_riding"` without `swap`.
+        name: See `EMA`. Defaults to `"power_ema"`.
         device: See `EMA`. Defaults to `None`.
 
     Example:
@@ -93,7 +91,7 @@ class PowerEMA(WeightAveraging):
         schedules = [Power(exponent_from_sigma_rel(s)) for s in self.sigma_rel]
         self._schedules = schedules
         plan = Plan(
-            name=arguments.name(name, "power_ema", swap=swap),
+            name=arguments.name(name, "power_ema"),
             averages=functools.partial(
                 Several,
                 schedules=schedules,
@@ -140,6 +138,8 @@ class PowerEMA(WeightAveraging):
             ValueError: If there is no average yet, or none of that width.
         """
         index = self._index(sigma_rel)
+        if not index:
+            return super().get_weights()
         shadow = self._required_average()
         return shadow.get_weights(shadow.averages.read(index))
 
@@ -187,8 +187,7 @@ class PowerEMA(WeightAveraging):
                 yield
             return
         shadow = self._required_average()
-        with weights_given_back(self.model):
-            shadow.put_in(shadow.averages.read(index))
+        with shadow.applied(shadow.averages.read(index)):
             yield
 
     def contexts(self) -> dict[str, Callable[[], Any]]:

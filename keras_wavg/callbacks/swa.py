@@ -55,7 +55,7 @@ class SWA(EpochAveraging):
             function from a path to a boolean. What is left out stays raw.
             Defaults to `None`, every weight.
         name: String, by which a saved file tells the averages of one model
-            apart. Defaults to `"swa"`, and to `"swa_riding"` without `swap`.
+            apart. Defaults to `"swa"`.
         device: `None` to keep the average beside the weights, or `"cpu"` to
             keep it in host memory. Defaults to `None`.
 

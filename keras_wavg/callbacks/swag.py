@@ -10,7 +10,7 @@ import numpy
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.callbacks.epochs import EpochAveraging
-from keras_wavg.ensemble import mean_prediction, weights_given_back
+from keras_wavg.ensemble import mean_prediction
 from keras_wavg.samples.gaussian import Gaussian, gaussian_keeps
 
 
@@ -44,8 +44,7 @@ class SWAG(EpochAveraging):
         bn_data: See `SWA`. Defaults to `None`.
         swap: See `SWA`. Defaults to `True`.
         include: See `SWA`. Defaults to `None`.
-        name: See `SWA`. Defaults to `"swag"`, and to `"swag_riding"` without
-            `swap`.
+        name: See `SWA`. Defaults to `"swag"`.
 
     Example:
 
@@ -123,8 +122,7 @@ class SWAG(EpochAveraging):
         shadow = self._required_average()
         self._require_samples(shadow.steps)
         factor = arguments.number("scale", scale, at_least=0)
-        with weights_given_back(self.model):
-            shadow.put_in(shadow.averages.sample(factor, seed))
+        with shadow.applied(shadow.averages.sample(factor, seed)):
             if self.bn_data is not None:
                 self._measure()
             yield

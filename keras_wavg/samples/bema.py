@@ -7,7 +7,12 @@ from typing import Any
 import numpy
 
 from keras_wavg.backend import attach_weights
-from keras_wavg.samples.collection import Arrays, Collection, owned
+from keras_wavg.samples.collection import (
+    Arrays,
+    Collection,
+    moved_towards,
+    owned,
+)
 from keras_wavg.schedules import Number, Schedule
 
 
@@ -81,16 +86,23 @@ class LagCorrected(Collection):
         moved = self._moving.coefficient(steps, steps)
         corrected = self._correcting.coefficient(steps, steps)
         self._ema = [
-            ema + moved * (array - ema)
+            moved_towards(ema, array, moved)
             for ema, array in zip(self._ema, sample, strict=True)
         ]
         # A corrected variance could be negative, and what is frozen has no lag.
         self._average = [
-            ema + corrected * (array - initial) if variable.trainable else ema
+            ema + corrected * _finite_lag(array, initial)
+            if variable.trainable
+            else ema
             for variable, ema, array, initial in zip(
                 self._variables, self._ema, sample, self._initial, strict=True
             )
         ]
+
+
+def _finite_lag(array: numpy.ndarray, initial: numpy.ndarray) -> numpy.ndarray:
+    lag = array - initial
+    return numpy.where(numpy.isfinite(lag), lag, 0)
 
 
 def lag_corrected_keeps(samples: int) -> Sequence[str]:

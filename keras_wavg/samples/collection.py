@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy
 
-from keras_wavg.backend import attach_weights
+from keras_wavg.backend import attach_weights, host_copies
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
 
@@ -24,43 +24,36 @@ class Collection(abc.ABC):
     def __init__(self, variables: Sequence[Any]) -> None:
         self._variables = list(variables)
         self._average: Arrays = []
-        self.counters = Counters(0, 0, 0)
+        self.counters = Counters(0, 0)
 
     def bind(self, model: Any) -> None:
         """Nothing to learn: the variables are read where they are."""
         del model
 
     def update(self, model: Any, reading: Reading) -> None:
-        """Take a sample of the weights of now, if all are finite."""
+        """Take a sample of the weights of now.
+
+        An element that is NaN or infinite counts as the average so far.
+        """
         attach_weights(model)
-        last, samples, skipped = self.counters
         now = reading.now()
-        if now <= last:
+        if now <= self.counters.last:
             return
-        sample = [_averaged_dtype(a) for a in host_copies(self._variables)]
-        if all(numpy.isfinite(array).all() for array in sample):
-            self.counters = Counters(now, samples + 1, skipped)
+        sample = [_averaged_dtype(a) for a in _values_of(self._variables)]
+        if self._average:
+            sample = [*map(_finite_or, sample, self._average)]
+        self.counters = Counters(now, self.counters.steps + 1)
+        # Elements that were never finite stay so.
+        with numpy.errstate(invalid="ignore"):
             self._take(model, sample)
-        else:
-            self.counters = Counters(now, samples, skipped + 1)
 
     def read(self) -> Arrays:
         """The average in the order and shapes of the variables, as copies."""
         return [array.copy() for array in self._average]
 
-    def are_in_model(self) -> bool:
-        """Whether the variables are the average, each in its own dtype."""
-        return all(
-            numpy.array_equal(
-                keras.ops.convert_to_numpy(keras.ops.cast(a, v.dtype)),
-                keras.ops.convert_to_numpy(v.value),
-            )
-            for a, v in zip(self._average, self._variables, strict=True)
-        )
-
-    def snapshot(self) -> Arrays:
-        """The values of the variables, safe from what happens to them next."""
-        return host_copies(self._variables)
+    def copies(self, variables: Sequence[Any]) -> list[Any]:
+        """Copies of variables, in host memory."""
+        return host_copies(variables)
 
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
         """Let the average and the counts be these, copied."""
@@ -81,14 +74,26 @@ class Collection(abc.ABC):
 
     def _move_average(self, sample: Arrays) -> None:
         if not self._average:
-            self._average = [numpy.zeros_like(array) for array in sample]
+            self._average = [array.copy() for array in sample]
         self._average = [
-            average + (array - average) / self.counters.steps
+            moved_towards(average, array, 1 / self.counters.steps)
             for average, array in zip(self._average, sample, strict=True)
         ]
 
 
-def host_copies(variables: Sequence[Any]) -> Arrays:
+def moved_towards(
+    average: numpy.ndarray, sample: numpy.ndarray, coefficient: float
+) -> numpy.ndarray:
+    """The average after a sample. What is not finite in it is the sample's."""
+    moved = average + average.dtype.type(coefficient) * (sample - average)
+    return numpy.where(numpy.isfinite(average), moved, sample)
+
+
+def _finite_or(array: numpy.ndarray, other: numpy.ndarray) -> numpy.ndarray:
+    return numpy.where(numpy.isfinite(array), array, other)
+
+
+def _values_of(variables: Sequence[Any]) -> Arrays:
     """The values of variables as NumPy arrays of their own."""
     return owned([variable.value for variable in variables])
 

@@ -76,10 +76,10 @@ class Gaussian(Collection):
 
     def _take(self, model: Any, sample: Arrays) -> None:
         del model
-        before = self.read() or [numpy.zeros_like(array) for array in sample]
+        before = self.read() or sample
         self._move_average(sample)
         deviations = [
-            array - mean
+            _finite(array - mean)
             for array, mean in zip(sample, self._average, strict=True)
         ]
         self._deviations.append(deviations)
@@ -88,11 +88,16 @@ class Gaussian(Collection):
         if not self._squares:
             self._squares = [numpy.zeros_like(array) for array in sample]
         self._squares = [
-            squares + (array - mean) * deviation
+            squares + _finite(array - mean) * deviation
             for squares, array, mean, deviation in zip(
                 self._squares, sample, before, deviations, strict=True
             )
         ]
+
+
+def _finite(difference: numpy.ndarray) -> numpy.ndarray:
+    """Differences, where weights were never finite none."""
+    return numpy.where(numpy.isfinite(difference), difference, 0)
 
 
 def gaussian_keeps(rank: int, samples: int) -> Sequence[str]:

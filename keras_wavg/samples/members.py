@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg.atomic import replacing
+from keras_wavg.backend import attach_weights
+from keras_wavg.ensemble import weights_given_back
 from keras_wavg.samples.collection import (
     Arrays,
     Collection,
     in_order,
     numbered,
     numbers,
+    owned,
 )
 from keras_wavg.saveable import load_weights_alone, save_weights_alone
 
@@ -34,13 +37,10 @@ class Members(Collection):
         """Take the members over."""
         self._members = in_order("member", kept)
 
-    def put_in(self, model: Any, index: int) -> None:
-        """Put a member in the model."""
-        del model
-        for variable, array in zip(
-            self._variables, self._members[index], strict=True
-        ):
-            variable.assign(array.copy())
+    def member(self, model: Any, index: int) -> tuple[list[Any], Arrays]:
+        """The variables that make a member, and their values."""
+        attach_weights(model)
+        return self._variables, self._members[index]
 
     def _take(self, model: Any, sample: Arrays) -> None:
         del model
@@ -67,9 +67,12 @@ class MemberFiles(Collection):
     def keep(self, kept: Mapping[str, Arrays]) -> None:
         """Nothing to take over."""
 
-    def put_in(self, model: Any, index: int) -> None:
-        """Put a member in the model."""
-        load_weights_alone(model, self._file(index))
+    def member(self, model: Any, index: int) -> tuple[list[Any], Arrays]:
+        """The variables that make a member, and their values."""
+        with weights_given_back(model):
+            load_weights_alone(model, self._file(index))
+            values = owned([variable.value for variable in model.weights])
+        return model.weights, values
 
     def _take(self, model: Any, sample: Arrays) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ CHECKS = [
         tolerance=0.01,
     ),
     Check(
-        "a step that is NaN can be left out (average of ones)",
+        "elements that are NaN are left out (average of ones)",
         ask("step_that_is_not_finite"),
         right=1.0,
         tolerance=1e-6,

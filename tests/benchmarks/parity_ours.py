@@ -124,7 +124,7 @@ class Ours(Library):
         return change(flat(again.get_weights()), flat(average.get_weights()))
 
     def several_averages(self):
-        fast, slow = EMA(DECAY), EMA(0.99, swap=False)
+        fast, slow = EMA(DECAY), EMA(0.99, swap=False, name="slow")
         swa, samples = SWA(swap=False), models.Samples()
         averages = [fast, slow, swa]
         validation = data(1, seed=1)

@@ -54,7 +54,7 @@ def test_the_private_and_the_public_way_to_jax_weights_give_the_same(
     )
     private = train()
     assert not calls
-    monkeypatch.setattr(module, "_pending_state", lambda _: {})
+    monkeypatch.setattr(module, "pending_state", lambda _: {})
     assert equal(train(), private)
     assert len(calls) == 20
 

@@ -65,7 +65,7 @@ def moved(samples):
 
 def test_the_average_moves_once_in_four_accumulated_batches():
     samples, ema = Samples(), EMA(0.9)
-    rare = EMA(0.9, every=2, swap=False)
+    rare = EMA(0.9, every=2, swap=False, name="rare")
     model = compiled(models.dense(), accumulating(4))
     # The optimizer is at the fourth batch of a step when the averages begin.
     fit(model, batches=3, epochs=1)
@@ -169,7 +169,7 @@ def scaled():
 
 def test_steps_that_loss_scaling_skips_are_no_steps(scaled):
     samples, ema = Samples(), EMA(0.9)
-    sparse = EMA(0.9, every=3, swap=False)
+    sparse = EMA(0.9, every=3, swap=False, name="sparse")
     before = scaled.get_weights()
     fit(scaled, Overflowing({0, 1, 5, 11}), samples, ema, sparse)
     assert models.equal(samples.weights[1], before)

@@ -106,11 +106,10 @@ def train(model, *callbacks):
 
 
 def save(run, path):
-    """Save it while two averages are in the model, one upon the other."""
-    run.averages["host"].apply()
-    run.nested = run.model.get_weights()
-    run.model.save_weights(path)
-    run.averages["host"].restore()
+    """Save it while another average is in the model."""
+    with run.averages["host"].applied():
+        run.nested = run.model.get_weights()
+        run.model.save_weights(path)
     run.file = path
 
 
@@ -242,7 +241,8 @@ def assert_laid_out(model, run):
 def assert_averages_lie_where_their_weights_do(averages):
     for name in set(OPTIONS) - {"host"}:
         for variable, array in probe.stored(averages[name]):
-            assert array.sharding == variable.value.sharding
+            place = variable.value.sharding
+            assert array.sharding.is_equivalent_to(place, array.ndim)
             assert len(array.devices()) == 8
 
 
@@ -280,7 +280,7 @@ def test_a_sharded_run_goes_on_from_its_file(layout, sharded):
         model = new()
         averages = loaded(model, sharded.file)
         assert equal(model.get_weights(), sharded.nested)
-        averages["host"].restore()
+        averages["measured"].apply()
         assert_goes_on(sharded, model, averages)
 
 
@@ -306,12 +306,9 @@ def test_an_orbax_checkpoint_is_loaded_into_a_sharded_model(layout, sharded):
 
 @on_jax
 def test_an_update_moves_no_weight_between_devices(layout, sharded):
-    """One number is agreed on: whether all weights are finite."""
     program = probe.program(sharded.averages["ema"])
-    assert not re.search("all-gather|all-to-all|collective|scatter", program)
-    reduced = re.findall(r"= (.*) all-reduce\(", program)
-    assert len(reduced) == (1 if layout is model_parallel else 0)
-    assert set(re.findall(r"f32\[(.*?)\]", "".join(reduced))) <= {""}
+    moves = "all-gather|all-to-all|all-reduce|collective|scatter"
+    assert not re.search(moves, program)
 
 
 @on_jax
@@ -384,7 +381,7 @@ def resumed(mirrored_run):
     model = mirrored()
     averages = loaded(model, mirrored_run.file)
     assert equal(model.get_weights(), mirrored_run.nested)
-    averages["host"].restore()
+    averages["measured"].apply()
     assert_same_now(mirrored_run, model, averages)
     evaluator = AverageEvaluator(
         *models.data(2, seed=1), averages=[averages["measured"]]

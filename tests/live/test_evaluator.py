@@ -184,7 +184,7 @@ def test_the_score_of_the_swapped_average_is_that_of_validation(fitted):
 
 def test_every_metric_has_a_column_from_the_first_epoch_on(fitted):
     averages = {
-        "val": ["raw", "ema", "kernels", "lawa_riding"],
+        "val": ["raw", "ema", "kernels", "lawa"],
         **{name: ["raw", "ema"] for name in OPTIONS},
     }
     columns = ["", "val_"]
@@ -198,7 +198,7 @@ def test_every_metric_has_a_column_from_the_first_epoch_on(fitted):
 
 def test_before_its_first_update_an_average_scores_as_the_raw_weights(fitted):
     raw, averaged = (
-        fitted.history[f"{key}_val_loss"] for key in ("raw", "lawa_riding")
+        fitted.history[f"{key}_val_loss"] for key in ("raw", "lawa")
     )
     # The first sample is its mean.
     same = numpy.equal(raw, averaged).tolist()
@@ -373,9 +373,7 @@ def test_with_data_of_unknown_length_the_order_does_not_matter():
         received.append(histories)
         for history, (ema, lawa) in zip(histories, ends.averaged, strict=True):
             assert history["ema_val_loss"] == pytest.approx([score_of(ema)])
-            assert history["lawa_riding_val_loss"] == pytest.approx(
-                [score_of(lawa)]
-            )
+            assert history["lawa_val_loss"] == pytest.approx([score_of(lawa)])
     assert received[0] == received[1]
 
 

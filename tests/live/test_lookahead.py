@@ -6,7 +6,7 @@ import numpy
 import pytest
 import reference
 import reused
-from models import BATCH, Samples, compiled, data, equal
+from models import BATCH, InOrder, Samples, compiled, data, equal
 
 from keras_wavg import EMA, LAWA, Lookahead
 
@@ -14,10 +14,7 @@ X, Y = data(6)
 
 
 class Fast(keras.callbacks.Callback):
-    """Records the weights before and after another callback's turn.
-
-    In the list twice: in front of it and behind it.
-    """
+    """Records the weights after each batch, before or after an average."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +49,7 @@ def test_weights_are_led_back_as_the_paper_says(kind):
     model = compiled(models.KINDS[kind]())
     model(X[:1])
     fast, slow = Fast(), Fast()
-    fit(model, fast, Lookahead(every=4, alpha=0.3), slow)
+    fit(model, InOrder(fast, Lookahead(every=4, alpha=0.3), slow))
     # A step that starts from slow weights shows in the fast ones after it.
     for n in range(4, 18, 4):
         synchronized = fast.weights[3:n:4]
@@ -81,7 +78,8 @@ def test_the_next_step_starts_from_the_slow_weights():
             self.model.set_weights([w + 1 for w in self.model.get_weights()])
 
     samples = Samples()
-    fit(model, Jump(), Lookahead(3, 0.5, swap=False), samples, epochs=1)
+    lookahead = Lookahead(3, 0.5, swap=False)
+    fit(model, InOrder(Jump(), lookahead, samples), epochs=1)
     # 1, 2, 3 -> 1.5; 2.5, 3.5, 4.5 -> 3: the paper's walk.
     walk = [float(w[0].ravel()[0]) for w in samples.weights]
     assert walk == pytest.approx([1, 2, 1.5, 2.5, 3.5, 3.0])
@@ -96,7 +94,7 @@ def test_an_average_is_written_back_every_so_many_steps(swap, bias_correction):
     ema = EMA(
         0.8, overwrite_every=6, bias_correction=bias_correction, swap=swap
     )
-    fit(model, fast, ema, slow, validation_data=(X, Y))
+    fit(model, InOrder(fast, ema, slow), validation_data=(X, Y))
     initial = None if bias_correction else fast.initial
     for n in (6, 12, 18):
         expected = reference.ema(fast.weights[:n], 0.8, initial=initial)
@@ -107,17 +105,11 @@ def test_an_average_is_written_back_every_so_many_steps(swap, bias_correction):
 
 
 def test_an_average_that_only_rides_along_is_written_back_under_another():
-    """At the last batch of an epoch the other one is in the model already."""
     model, fast = reused.dense(), Fast()
     rider = EMA(0.8, overwrite_every=6, swap=False)
-    fit(model, fast, LAWA(every_steps=1), rider, epochs=1)
+    fit(model, InOrder(fast, LAWA(every_steps=1), rider), epochs=1)
     expected = reference.ema(fast.weights, 0.8)
     assert near(rider.get_weights(), expected)
-
-
-def test_one_that_rides_along_has_a_name_of_its_own():
-    assert Lookahead(2).name == "lookahead"
-    assert Lookahead(3, swap=False).name == "lookahead_riding"
 
 
 def test_a_loop_without_fit_is_written_back_too():

@@ -155,7 +155,7 @@ def test_afterwards_the_model_holds_what_it_held_before():
         assert equal(model.get_weights(), before)
         swag.predict(X, samples=2, verbose=0)
         assert equal(model.get_weights(), before)
-        assert probe.is_held(swag) is holds_mean
+        assert probe.is_in_model(swag) is holds_mean
     fit(model, swag, epochs=1)
 
 

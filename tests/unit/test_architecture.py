@@ -22,17 +22,20 @@ NEUTRAL = "arguments atomic horizon profile schedules"
 MAY_IMPORT = {
     NEUTRAL: "numpy",
     "files": f"{NEUTRAL} numpy",
+    "keras_private": "",
+    "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",
-    "adapters clock hooks plan sampling state": f"{NEUTRAL} keras numpy",
-    "saveable": "keras numpy h5py",
-    "backend": "schedules clock keras numpy jax tensorflow torch",
-    "samples": "atomic schedules clock saveable backend keras numpy",
-    "batchnorm": "arguments backend keras numpy",
-    "ensemble": "arguments backend samples keras numpy",
-    "running shadow": "arguments adapters backend clock hooks plan state "
-    "keras numpy",
-    "callbacks": f"{NEUTRAL} running shadow plan sampling saveable backend "
-    "samples batchnorm ensemble keras numpy",
+    "adapters clock included plan sampling state": f"{NEUTRAL} keras numpy",
+    "backend": "schedules clock keras_private keras numpy jax tensorflow torch",
+    "saveable": "adapters backend warning keras numpy h5py",
+    "swapping": "backend keras_private warning keras",
+    "ensemble": "arguments backend keras numpy",
+    "samples": "atomic schedules clock saveable backend ensemble keras numpy",
+    "batchnorm": "arguments backend swapping keras numpy",
+    "running shadow": "warning adapters backend clock included plan state "
+    "swapping keras numpy",
+    "callbacks": f"{NEUTRAL} warning running shadow swapping included plan "
+    "sampling saveable backend samples batchnorm ensemble keras numpy",
     "plots": "arguments profile ensemble keras numpy matplotlib",
     "soup": "arguments files batchnorm ensemble rich",
     "cli": "profile files numpy rich typer",

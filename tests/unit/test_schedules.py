@@ -69,6 +69,14 @@ def test_one_long_interval_keeps_what_two_short_ones_keep(
         assert numpy.exp(in_one) == pytest.approx(numpy.exp(in_two), abs=1e-12)
 
 
+@pytest.mark.parametrize("steps", [2**24 + 3, 2**25 + 10, 10**8])
+@pytest.mark.parametrize("kind", [BiasCorrected, FromInitial])
+def test_in_float32_a_coefficient_is_right_after_many_steps(kind, steps):
+    schedule = kind(WarmUpDecay(0.9))
+    received = schedule.coefficient(numpy.float32(steps), numpy.float32(1))
+    assert received == pytest.approx(0.1, rel=1e-6)
+
+
 def test_warm_up_reaches_its_decay_at_the_steps_of_the_formula():
     for decay, steps in ((0.99, 890), (0.999, 8990), (0.9999, 89990)):
         assert WarmUpDecay(decay).warm_up_steps == pytest.approx(steps, abs=1)

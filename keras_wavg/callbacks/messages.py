@@ -1,11 +1,12 @@
 """What an averaging callback refuses, and what it warns of."""
 
 import threading
-import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from keras_wavg.callbacks import fellows
+from keras_wavg.callbacks.callback_list import calling_list
 from keras_wavg.running import RunningAverage
+from keras_wavg.warning import warn
 
 
 def refuse_no_model(callback: Any) -> NoReturn:
@@ -35,13 +36,13 @@ def refuse_the_name(name: str) -> NoReturn:
     )
 
 
-def refuse_rivals(callback: Any) -> None:
+def refuse_rivals(callback: Any, averages: Sequence[Any]) -> None:
     """Refuse a second average in the model, or of the same name.
 
     Args:
-        callback: One that begins to work, in a list of callbacks.
+        callback: One that begins to work.
+        averages: All averaging callbacks of its list, itself among them.
     """
-    averages = fellows.join(callback, fellows.AVERAGES)
     swapping = [average for average in averages if average.swap]
     if len(swapping) > 1:
         raise ValueError(
@@ -58,6 +59,11 @@ def require_thread(callback: Any, thread: int) -> None:
     """Refuse hooks from another thread than the one that began."""
     if threading.get_ident() != thread:
         name = _class(callback)
+        if calling_list(callback) is not callback._list:
+            raise RuntimeError(
+                f"`{name}` must be in one `fit` at a time. Received: hooks of "
+                "several threads. Pass a copy to each, by `copy.deepcopy`."
+            )
         raise RuntimeError(
             f"`{name}` must be passed in a list: Keras calls a bare callback "
             "from other threads, while the next step is already changing the "
@@ -68,23 +74,35 @@ def require_thread(callback: Any, thread: int) -> None:
 
 def warn_of_no_average(callback: Any, running: RunningAverage) -> None:
     """Warn that a training was too short."""
-    warnings.warn(
+    warn(
         f"`{_class(callback)}` made no average: `fit` ended after "
         f"{running.epochs} epochs and {running.clock.now} optimizer steps. "
         f"Received: {_timing(callback)}. Lower them or train longer. The model "
         "keeps its raw weights.",
-        stacklevel=3,
     )
 
 
-def warn_of_skips(callback: Any) -> None:
-    """Warn that steps were left out."""
-    warnings.warn(
-        f"`{_class(callback)}` left out {callback.skipped} updates: the "
-        "weights had become NaN or infinite. The average is of the steps "
-        "before.",
-        stacklevel=3,
+def warn_of_elements(callback: Any, paths: Sequence[str]) -> None:
+    """Warn that some elements are not averaged any more."""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    warn(
+        f"The weight '{paths[0]}'{more} has elements that are NaN or infinite. "
+        f"The average of these elements in `{_class(callback)}` is of the "
+        "steps at which they were finite.",
     )
+
+
+def warn_of_ema_of_keras(callback: Any) -> None:
+    """Warn of a second average, that the optimizer of Keras keeps."""
+    optimizer = getattr(callback.model, "optimizer", None)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if getattr(inner, "use_ema", False):
+        warn(
+            f"The optimizer must not have `use_ema=True` beside "
+            f"`{_class(callback)}`: it overwrites the weights with an average "
+            "of its own when `fit` ends. Received: "
+            f"optimizer={type(inner).__name__}(use_ema=True).",
+        )
 
 
 def _class(callback: Any) -> str:

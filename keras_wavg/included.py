@@ -1,0 +1,40 @@
+"""Which weights of a model are averaged."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_wavg.arguments import Include
+
+
+def averaged_variables(model: Any, include: Include) -> list[Any]:
+    """The variables of a model that are averaged, in the model's order."""
+    chosen = _predicate(include)
+    variables = [
+        variable
+        for variable in model.weights
+        if keras.backend.is_float_dtype(variable.dtype)
+        # The scales of float8 training, which no optimizer steps.
+        and not getattr(variable, "overwrite_with_gradient", False)
+        and chosen(variable.path)
+    ]
+    if not variables and include is None:
+        raise ValueError(
+            "A model must have at least one floating-point weight to be "
+            f"averaged. Received: model={model!r}, without"
+        )
+    if not variables:
+        raise ValueError(
+            "`include` must match the path of at least one floating-point "
+            f"weight of the model. Received: include={include!r}, for weights "
+            f"with the paths {[variable.path for variable in model.weights]}"
+        )
+    return variables
+
+
+def _predicate(include: Include) -> Callable[[str], Any]:
+    if include is None:
+        return lambda _: True
+    return re.compile(include).search if isinstance(include, str) else include

@@ -1,0 +1,316 @@
+"""Training is as without an average, whoever else writes to the weights."""
+
+import contextlib
+import warnings
+
+import keras
+import models
+import probe
+import pytest
+import reference
+from models import BATCH, Samples, compiled, data, equal
+
+from keras_wavg import EMA, SWA
+
+X, Y = data(6)
+LIMIT = 1e-6
+
+
+def fit(model, *callbacks, epochs=2, **options):
+    options = {"batch_size": BATCH, "verbose": 0, "shuffle": False} | options
+    return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
+
+
+def losses(build, *callbacks, **options):
+    return fit(build(), *callbacks, **options).history["loss"]
+
+
+def assert_average(ema, samples):
+    expected = reference.ema(samples.weights, ema.decay)
+    assert reference.relative_error(ema.get_weights(), expected) < LIMIT
+
+
+class Counter(keras.layers.Layer):
+    """Counts its calls, those of inference too."""
+
+    def build(self, shape):
+        self.count = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, name="count"
+        )
+
+    def call(self, inputs):
+        self.count.assign_add(1.0)
+        return inputs
+
+
+@models.seeded
+def counting():
+    return compiled(
+        keras.Sequential([keras.Input((4,)), Counter(), keras.layers.Dense(1)])
+    )
+
+
+class Touch(keras.callbacks.Callback):
+    """Writes to a weight that no gradient trains, in some hook."""
+
+    def __init__(self, hook):
+        super().__init__()
+        setattr(self, hook, self.write)
+
+    def write(self, *_, **__):
+        count = self.model.layers[0].count
+        count.assign(count.value + 1.0)
+
+
+def count_in(model):
+    return float(model.layers[0].count)
+
+
+@pytest.mark.filterwarnings("ignore:.*which no gradient trains")
+def test_state_that_changes_at_inference_leaves_training_as_it_is():
+    validation = {"validation_data": (X, Y)}
+    plain = losses(counting, **validation)
+    model, ema = counting(), EMA(0.9)
+    assert fit(model, ema, **validation).history["loss"] == plain
+    assert probe.counts(ema).averaged == 12
+    ema.restore()
+    again = count_in(model)
+    model.predict(X, verbose=0, callbacks=[ema])
+    assert count_in(model) > again
+
+
+@pytest.mark.parametrize("hook", ["on_test_batch_end", "on_epoch_end"])
+def test_a_callback_may_write_to_untrained_weights_in_validation(hook):
+    validation = {"validation_data": (X, Y)}
+    plain = losses(counting, Touch(hook), **validation)
+    ema = EMA(0.9)
+    with pytest.warns(match="count', which no gradient trains, changed"):
+        received = losses(counting, Touch(hook), ema, epochs=3, **validation)
+    assert received[:2] == plain
+    assert probe.counts(ema).averaged == 18
+
+
+class Clip(keras.callbacks.Callback):
+    """Clips a kernel after each batch, and records what it found."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        kernel = self.model.layers[0].kernel
+        self.seen.append(keras.ops.convert_to_numpy(kernel.value).copy())
+        kernel.assign(keras.ops.clip(kernel.value, -0.3, 0.3))
+
+
+def dense():
+    return compiled(models.dense())
+
+
+@pytest.mark.parametrize("validation", [{}, {"validation_data": (X, Y)}])
+def test_a_callback_may_write_after_each_batch_wherever_it_is_listed(
+    validation,
+):
+    clip = Clip()
+    plain = losses(dense, clip, **validation)
+    raw = clip.seen
+    for order in (1, -1):
+        ema, rider = EMA(0.9), EMA(0.5, swap=False, name="rider")
+        callbacks = [ema, rider, Clip()][::order]
+        assert losses(dense, *callbacks, **validation) == plain
+        found = next(c for c in callbacks if isinstance(c, Clip)).seen
+        assert equal(found, raw)
+        assert probe.counts(ema).averaged == 12
+        assert probe.counts(rider).averaged == 12
+
+
+def test_a_writer_and_data_of_unknown_length_are_right_in_any_order():
+    def train(*callbacks):
+        model = dense()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Your input ran out of data")
+            history = model.fit(
+                models.generator(6), verbose=0, callbacks=[*callbacks]
+            )
+        return history.history["loss"]
+
+    plain = train(Clip())
+    for order in (1, -1):
+        ema = EMA(0.9)
+        assert train(*[ema, Clip()][::order]) == plain
+        assert probe.counts(ema).averaged == 6
+
+
+def test_trained_weights_that_are_replaced_begin_a_new_average_with_a_warning():
+    model, ema, samples = dense(), EMA(0.9), Samples()
+    fit(model, ema)
+    new = [w * 0.9 for w in model.get_weights()]
+    model.set_weights(new)
+    with pytest.warns(match="starts anew: 4 weights, 'sequential.*replaced"):
+        fit(model, samples, ema)
+    assert equal(samples.initial, new)
+    assert_average(ema, samples)
+
+
+def test_one_trained_weight_that_is_replaced_is_kept_and_the_others_are_raw():
+    model, ema, samples = dense(), EMA(0.9), Samples()
+    fit(model, samples, ema)
+    bias = model.layers[1].bias
+    bias.assign([7.0])
+    ema.restore()
+    assert equal(model.get_weights()[:-1], samples.weights[-1][:-1])
+    assert bias.value[0] == 7
+
+
+# Other fits
+
+
+class Probe(keras.callbacks.Callback):
+    """Trains another model in one of the hooks of a fit."""
+
+    def __init__(self, hook, average):
+        super().__init__()
+        self.average = average
+        self.samples = []
+        setattr(self, hook, self.train)
+
+    def train(self, *_, **__):
+        if not self.samples:
+            self.samples = Samples()
+            fit(dense(), self.samples, self.average, epochs=3)
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_epoch_end", "on_train_batch_end", "on_test_begin"]
+)
+def test_a_fit_in_a_hook_of_another_is_averaged_as_alone(hook):
+    inner = Probe(hook, SWA())
+    outer, samples = EMA(0.9), Samples()
+    fit(dense(), inner, samples, outer, validation_data=(X, Y))
+    expected = reference.mean(inner.samples.weights[5::6])
+    received = inner.average.get_weights()
+    assert reference.relative_error(received, expected) < LIMIT
+    assert_average(outer, samples)
+
+
+@models.seeded
+def sharing():
+    """Two models with one encoder."""
+    inputs = keras.Input((4,))
+    encoded = keras.layers.Dense(6, activation="tanh")(inputs)
+    return [
+        compiled(keras.Model(inputs, keras.layers.Dense(1)(encoded)))
+        for _ in range(2)
+    ]
+
+
+def test_models_that_share_layers_are_averaged_in_turn():
+    def train(*averages):
+        found = []
+        for _ in range(3):
+            for i, model in enumerate(pair):
+                found += fit(model, *averages[i : i + 1]).history["loss"]
+        return found
+
+    pair = sharing()
+    plain = train()
+    pair, averages = sharing(), (EMA(0.9), EMA(0.5))
+    assert train(*averages) == plain
+    assert [probe.counts(a).averaged for a in averages] == [36, 36]
+
+
+# Contexts
+
+
+def test_contexts_nest_in_any_way():
+    model, samples = dense(), Samples()
+    one, two = EMA(0.9), EMA(0.5, swap=False, name="two")
+    fit(model, samples, one, two)
+    raw = samples.weights[-1]
+    averages = {one: model.get_weights()}
+    with two.applied():
+        averages[two] = model.get_weights()
+        with one.applied():
+            assert equal(model.get_weights(), averages[one])
+            with two.applied(), one.applied():
+                pass
+            assert equal(model.get_weights(), averages[one])
+        assert equal(model.get_weights(), averages[two])
+    assert equal(model.get_weights(), averages[one])
+    two.apply()
+    one.restore()
+    assert equal(model.get_weights(), raw)
+    with one.applied(), two.applied():
+        one.restore()
+        assert equal(model.get_weights(), raw)
+    assert equal(model.get_weights(), raw)
+
+
+def test_a_file_that_is_saved_in_a_context_has_the_raw_weights(tmp_path):
+    model, samples = dense(), Samples()
+    one, two = EMA(0.9), EMA(0.5, swap=False, name="two")
+    fit(model, samples, one, two)
+    with two.applied():
+        model.save_weights(tmp_path / "a.weights.h5")
+        shown = model.get_weights()
+    again = EMA(0.9), EMA(0.5, swap=False, name="two")
+    other = models.fresh(models.dense, *again)
+    other.load_weights(tmp_path / "a.weights.h5")
+    assert equal(other.get_weights(), shown)
+    again[0].restore()
+    assert equal(other.get_weights(), samples.weights[-1])
+    for loaded, saved in zip(again, (one, two), strict=True):
+        assert equal(loaded.get_weights(), saved.get_weights())
+
+
+def test_what_is_written_in_a_context_stays():
+    model, ema = dense(), EMA(0.9)
+    fit(model, ema)
+    ema.restore()
+    new = [w * 0.9 for w in model.get_weights()]
+    with ema.applied():
+        model.set_weights(new)
+    assert equal(model.get_weights(), new)
+
+
+def test_a_model_whose_weights_were_exchanged_is_refused_and_left_alone():
+    model, ema = dense(), EMA(0.9)
+    fit(model, ema)
+    model.quantize("int8")
+    before = model.get_weights()
+    for method in (ema.restore, ema.apply, ema.get_weights):
+        with pytest.raises(ValueError, match="must have the weights that were"):
+            method()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(ValueError, match="must have the"))
+        stack.enter_context(ema.applied())
+    assert equal(model.get_weights(), before)
+
+
+def test_keras_own_average_beside_ours_is_warned_of():
+    model = compiled(models.dense(), keras.optimizers.SGD(0.01, use_ema=True))
+    with pytest.warns(match="must not have `use_ema=True` beside `EMA`"):
+        fit(model, EMA(0.9, swap=False), epochs=1)
+
+
+# Warnings
+
+
+def warned_at(code):
+    """The file and line of each warning of ours, under Python's own filter."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        code()
+    return [
+        (w.filename, w.lineno) for w in caught if "no average" in str(w.message)
+    ]
+
+
+def test_a_warning_names_the_line_of_the_user_each_time():
+    model = dense()
+
+    def train():
+        for _ in range(2):
+            model.fit(X, Y, verbose=0, callbacks=[EMA(0.9, start=1000)])
+
+    line = train.__code__.co_firstlineno + 2
+    assert warned_at(train) == [(__file__, line)] * 2
