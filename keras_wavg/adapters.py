@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_wavg.keras_private import flattened_layers
+
 
 def merged_in_files(model: Any) -> set[int]:
     """The ids of weights that Keras saves merged: a file gives others back.
@@ -29,7 +31,7 @@ def has_quantized_adapters(model: Any) -> bool:
     return any(
         getattr(layer, "lora_enabled", False)
         and getattr(layer, "quantization_mode", None) is not None
-        for layer in model._flatten_layers()
+        for layer in flattened_layers(model)
     )
 
 
@@ -59,7 +61,7 @@ def refuse_a_part(model: Any, chosen: Sequence[Any]) -> None:
 
 def _adapted(model: Any) -> Iterator[list[Any]]:
     """The floating-point weights that are merged, layer by layer."""
-    for layer in model._flatten_layers():
+    for layer in flattened_layers(model):
         if getattr(layer, "lora_enabled", False):
             yield [
                 variable

@@ -25,8 +25,8 @@ class Reading:
         """The time, read back from the device where only that knows."""
         if self.iterations is None:
             return self.steps
-        batches = keras.ops.convert_to_numpy(self.iterations.value)
-        return self.steps + int(batches) // self.batches_per_step
+        batches = int(_number(self.iterations))
+        return self.steps + batches // self.batches_per_step
 
 
 class StepClock:
@@ -170,7 +170,7 @@ class StepClock:
     def _optimizer_batches(self) -> int:
         if self._iterations is None:
             return 0
-        return int(keras.ops.convert_to_numpy(self._iterations.value))
+        return int(_number(self._iterations))
 
     def _optimizer_steps(self) -> int:
         return self._optimizer_batches() // self._batches_per_step
@@ -181,11 +181,14 @@ def _counts(optimizer: Any) -> list[float]:
     names = {"iteration", "step_counter", "dynamic_scale"}
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     both = {id(v): v for o in (optimizer, inner) for v in o.variables}
-    return [
-        float(keras.ops.convert_to_numpy(v.value))
-        for v in both.values()
-        if v.name in names
-    ]
+    return [_number(v) for v in both.values() if v.name in names]
+
+
+def _number(variable: Any) -> float:
+    # Of a mirrored variable TensorFlow makes a tensor in any scope, an array
+    # not in its strategy's.
+    tensor = keras.ops.copy(variable.value)
+    return float(keras.ops.convert_to_numpy(tensor))
 
 
 def _iterations(optimizer: Any) -> Any:

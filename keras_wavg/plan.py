@@ -1,12 +1,16 @@
 """What a callback averages, how, and when: its arguments, once checked."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from keras_wavg.arguments import Include
+from keras_wavg.backend import averages_of
+from keras_wavg.backend.base import averages_keep
 from keras_wavg.profile import Profile
-from keras_wavg.sampling import Sampling
+from keras_wavg.sampling import EverySteps, Sampling
+from keras_wavg.schedules import Schedule
 
 
 def nothing(steps: int) -> Sequence[str]:
@@ -47,3 +51,46 @@ class Plan:
     profile: Callable[[Sequence[float], int], Profile] = Profile.mean
     counts_samples: bool = True
     overwrite_every: int | None = None
+
+
+def scheduled_plan(
+    schedules: Sequence[Schedule],
+    sampling: EverySteps,
+    *,
+    name: str,
+    include: Include,
+    device: str | None = None,
+    overwrite_every: int | None = None,
+) -> Plan:
+    """The plan of an average on the device, updated in proportion to steps.
+
+    Args:
+        schedules: Sequence of `Schedule`s. The first is the one that is meant
+            where there is one average.
+        sampling: When it is updated.
+        name: See `Plan`.
+        include: See `Plan`.
+        device: `None` or `"cpu"`, see `keras_wavg.backend`.
+        overwrite_every: See `Plan`.
+
+    Returns:
+        A `Plan`.
+    """
+    return Plan(
+        name=name,
+        averages=functools.partial(
+            averages_of,
+            schedules=schedules,
+            start=sampling.start,
+            device=device,
+        ),
+        sampling=sampling,
+        include=include,
+        kept=functools.partial(averages_keep, len(schedules)),
+        starts_from_initial=schedules[0].starts_from_initial,
+        profile=functools.partial(
+            Profile.of_schedule, schedules[0], start=sampling.start
+        ),
+        counts_samples=False,
+        overwrite_every=overwrite_every,
+    )

@@ -230,7 +230,9 @@ class Shadow:
         """
         by_id = dict(zip(map(id, self._variables), averages, strict=True))
         return [
-            keras.ops.convert_to_numpy(by_id.get(id(v), v.value))
+            keras.ops.convert_to_numpy(
+                keras.ops.copy(by_id.get(id(v), v.value))
+            )
             for v in self.model.weights
         ]
 

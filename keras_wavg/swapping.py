@@ -19,7 +19,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -57,8 +57,23 @@ class Swapped:
     owner: Callable[[], Owner] = _nobody
 
 
+class Found(NamedTuple):
+    """What a variable held.
+
+    Args:
+        variable: A Keras variable.
+        entry: `Swapped`, or `None` for its raw value.
+        writes: How often somebody had written to it while it held an average.
+    """
+
+    variable: Any
+    entry: Swapped | None
+    writes: int
+
+
 _swapped: dict[int, Swapped] = {}
 _inference_state: dict[int, Any] = {}
+_writes: dict[int, tuple[Any, int]] = {}
 
 
 def put_in(
@@ -149,26 +164,34 @@ def holding_raw(variables: Sequence[Any]) -> Iterator[None]:
         yield
 
 
-def remembered(
-    variables: Sequence[Any],
-) -> list[tuple[Any, Swapped | None]]:
-    """Variables and what is in them, for `put_back`."""
+def remembered(variables: Sequence[Any]) -> list["Found"]:
+    """What variables hold now, for `put_back`."""
     settle(variables)
-    found = [(v, _swapped.get(id(v))) for v in variables]
-    return [(v, known and Swapped(**vars(known))) for v, known in found]
+    entries = [_swapped.get(id(v)) for v in variables]
+    return [
+        Found(v, entry and Swapped(**vars(entry)), _writes_to(v))
+        for v, entry in zip(variables, entries, strict=True)
+    ]
 
 
-def put_back(before: Sequence[tuple[Any, Swapped | None]]) -> None:
-    """Let variables hold what they held when they were `remembered`."""
-    give_back([variable for variable, known in before if known is None])
-    averaged = [(v, known) for v, known in before if known is not None]
-    settle([v for v, _ in averaged])
-    for variable, known in averaged:
-        if id(variable) in _swapped:
-            _assign([(variable, known.put)])
-            _remember([variable], known.owner)
+def put_back(before: Sequence["Found"]) -> None:
+    """Let variables hold what they held when they were `remembered`.
+
+    What somebody wrote since then stays.
+    """
+    give_back([v for v, entry, _ in before if entry is None])
+    averaged = [(v, entry, n) for v, entry, n in before if entry is not None]
+    settle([v for v, _, _ in averaged])
+    by_owner: dict[int, list[tuple[Any, Swapped]]] = {}
+    for variable, entry, writes in averaged:
+        if _writes_to(variable) == writes:
+            by_owner.setdefault(id(entry.owner()), []).append((variable, entry))
         elif variable.trainable:
-            _tell(known.owner(), variable)
+            _tell(entry.owner(), variable)
+    for pairs in by_owner.values():
+        variables, entries = zip(*pairs, strict=True)
+        values = [entry.put for entry in entries]
+        put_in(variables, values, entries[0].owner(), entries[0].copies)
 
 
 def adopt(
@@ -222,6 +245,8 @@ def settle(variables: Sequence[Any]) -> None:
     written = [one for one, kept in zip(put, same, strict=True) if not kept]
     for variable, entry in written:
         del _swapped[id(variable)]
+        reference, writes = _tied(variable, _writes), _writes_to(variable)
+        _writes[id(variable)] = reference, writes + 1
         if variable.trainable:
             _tell(entry.owner(), variable)
     # Where weights were trained or loaded, their statistics were, too.
@@ -278,6 +303,10 @@ def _remember(variables: Sequence[Any], owner: Callable[[], Owner]) -> None:
         known = _swapped[id(variable)]
         (known.put,) = known.copies([variable])
         known.owner = owner
+
+
+def _writes_to(variable: Any) -> int:
+    return _writes.get(id(variable), (None, 0))[1]
 
 
 def _tied(variable: Any, entries: dict[int, Any]) -> Any:

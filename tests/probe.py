@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy
 
-from keras_wavg import swapping
+from keras_wavg import backend, swapping
 from keras_wavg.saveable import saved_averages
 
 Arrays = list[numpy.ndarray]
@@ -64,14 +64,14 @@ def tensors(average: Any) -> list[Any]:
 def stored(average: Any) -> list[tuple[Any, Any]]:
     """Each averaged variable's value on JAX, and the array of its average."""
     averages = average._shadow.averages
-    arrays = averages._packing.unpack(averages._arrays)
+    arrays = averages._packing.unpack(averages._arrays[0])
     return list(zip(averages._variables, arrays, strict=True))
 
 
 def buffers(average: Any) -> list[Any]:
     """The arrays or tensors in which the averages lie."""
     averages = average._shadow.averages
-    return getattr(averages, "_arrays", None) or averages._averages
+    return (getattr(averages, "_arrays", None) or averages._averages)[0]
 
 
 def kept(average: Any) -> dict[str, Arrays]:
@@ -98,6 +98,34 @@ def program(average: Any) -> str:
         averages._arrays, averages._counters, weights, 1, None, 1
     )
     return update.compile().as_text()
+
+
+def attach(model: Any) -> None:
+    """Let the variables hold the weights of now, after an error on JAX too."""
+    backend.attach_weights(model)
+
+
+def indices_in(model: Any) -> set[int]:
+    """The indices of the weights that hold an average."""
+    raw = swapping.raw_values(model.weights)
+    return {i for i in raw if _is_held(model.weights[i])}
+
+
+def _is_held(variable: Any) -> bool:
+    """Whether nobody has written to a variable that holds an average."""
+    put = swapping._swapped[id(variable)].put
+    return all(backend.same_values([variable.value], [put]))
+
+
+def raw_weights_of(model: Any) -> Arrays:
+    """All weights, as they are without an average in the model."""
+    attach(model)
+    raw = swapping.raw_values(model.weights)
+    values = [
+        raw[i] if i in raw and _is_held(v) else v.value
+        for i, v in enumerate(model.weights)
+    ]
+    return [*map(keras.ops.convert_to_numpy, values)]
 
 
 def detach(model: Any) -> None:

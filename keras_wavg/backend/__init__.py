@@ -1,15 +1,8 @@
 """The float32 averages of the running backend, one small module for each.
 
 These are the only modules that know JAX, TensorFlow or torch. Each has one
-class, `Averages`, with the same verbs:
-
-- `bind(model)`: find the variables, at the beginning of each `fit`
-- `begin(model)`: let the averages be the weights of now
-- `update(model, reading)`: one fused call, nothing read back
-- `load(averages, counters)`: go on from a saved state
-- `read()`: copies of the averages
-- `copies(variables)`: copies of variables, where a swap keeps them
-- `counters`: the counts, as integers
+class, `Averages`, with the methods of `base.py`. An update is one fused call,
+and nothing is read back.
 
 `device` is `None`, and the averages live where their weights do, or `"cpu"`:
 they and, while an average is in the model, the raw weights live in host memory,
@@ -39,13 +32,16 @@ def _module() -> Any:
 
 
 def averages_of(
-    variables: Sequence[Any], schedule: Schedule, start: int, device: str | None
+    variables: Sequence[Any],
+    schedules: Sequence[Schedule],
+    start: int,
+    device: str | None,
 ) -> Any:
     """The `Averages` of some variables, on the running backend.
 
     Args:
         variables: Keras variables of floating type.
-        schedule: A `Schedule`.
+        schedules: Sequence of `Schedule`s, one for each average.
         start: Integer, the optimizer step from which samples count.
         device: `None` or `"cpu"`.
 
@@ -55,7 +51,7 @@ def averages_of(
     Raises:
         NotImplementedError: If the backend is none of the three.
     """
-    return _module().Averages(variables, schedule, start, device)
+    return _module().Averages(variables, schedules, start, device)
 
 
 def randomness_kept() -> contextlib.AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ Written in `keras.ops`, so that one text serves inside `jax.jit`, inside
 `tf.function` and on torch tensors, and nothing is read back to the host.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -25,26 +26,27 @@ class Counters(NamedTuple):
 
 
 def advance(
-    counters: Counters, now: Any, schedule: Schedule
-) -> tuple[Counters, Any]:
+    counters: Counters, now: Any, schedules: Sequence[Schedule]
+) -> tuple[Counters, list[Any]]:
     """The counts after an update at the time `now`, and how far it goes.
 
     Args:
         counters: `Counters` before the update.
         now: Integer tensor of shape `()`, in optimizer steps.
-        schedule: A `Schedule`.
+        schedules: Sequence of `Schedule`s, which all count the same.
 
     Returns:
-        `(counters, coefficient)`. The coefficient is 0 if no step was made.
+        `(counters, coefficients)`, one for each schedule. They are 0 if no step
+        was made.
     """
     ops = keras.ops
     interval = ops.maximum(now - counters.last, 0)
-    covered = ops.minimum(interval, 1) if schedule.counts_samples else interval
+    counts_samples = schedules[0].counts_samples
+    covered = ops.minimum(interval, 1) if counts_samples else interval
     steps = counters.steps + covered
-    coefficient = schedule.coefficient(
-        ops.cast(steps, "float32"), ops.cast(covered, "float32"), ops
-    )
-    return (
-        Counters(counters.last + interval, steps),
-        ops.where(interval > 0, coefficient, 0.0),
-    )
+    times = ops.cast(steps, "float32"), ops.cast(covered, "float32")
+    coefficients = [
+        ops.where(interval > 0, schedule.coefficient(*times, ops), 0.0)
+        for schedule in schedules
+    ]
+    return Counters(counters.last + interval, steps), coefficients

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy
 
 from keras_wavg.backend import attach_weights
+from keras_wavg.backend.base import BaseAverages
 from keras_wavg.backend.counting import Counters, advance
 from keras_wavg.backend.packing import Packing
 from keras_wavg.clock import Reading
@@ -16,12 +17,12 @@ from keras_wavg.keras_private import has_value, pending_state
 from keras_wavg.schedules import Schedule
 
 
-class Averages:
+class Averages(BaseAverages):
     """Float32 averages of variables, on their devices, sharded as they are.
 
     Args:
         variables: Keras variables of floating type.
-        schedule: A `Schedule`.
+        schedules: Sequence of `Schedule`s, one for each average.
         start: Integer, the optimizer step from which samples count.
         device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
@@ -29,17 +30,17 @@ class Averages:
     def __init__(
         self,
         variables: Sequence[Any],
-        schedule: Schedule,
+        schedules: Sequence[Schedule],
         start: int,
         device: str | None = None,
     ) -> None:
+        super().__init__(schedules)
         self._variables = list(variables)
-        self._schedule = schedule
         self._host = jax.local_devices(backend=device)[0] if device else None
         self._counters = self._moved(
             Counters(*(jnp.int32(n) for n in (start, 0)))
         )
-        self._arrays: list[jax.Array] = []
+        self._arrays: list[list[jax.Array]] = []
         self._places: dict[int, tuple[str, int]] = {}
 
     @property
@@ -68,15 +69,19 @@ class Averages:
         # A large array comes out of `pack` as it went in, and the model's own
         # arrays are donated to its next step.
         self._arrays = [
-            jnp.array(array, _average_dtype(array), copy=True)
-            for array in self._packing.pack(weights)
+            [
+                jnp.array(array, _average_dtype(array), copy=True)
+                for array in self._packing.pack(weights)
+            ]
+            for _ in self._schedules
         ]
 
-    def load(self, averages: Sequence[Any], counters: Counters) -> None:
-        """Let the averages and counts be these, copied."""
+    def _load(self, index: int, averages: Sequence[Any]) -> None:
         weights = [self._moved(variable.value) for variable in self._variables]
-        self._compile(weights)
-        self._arrays = [
+        if not index:
+            # They may lie elsewhere than those that were here before.
+            self._begin_at(weights)
+        self._arrays[index] = [
             jnp.array(array, copy=True)
             for array in self._packing.pack(
                 [
@@ -85,6 +90,8 @@ class Averages:
                 ]
             )
         ]
+
+    def _load_counters(self, counters: Counters) -> None:
         self._counters = self._moved(Counters(*map(jnp.int32, counters)))
 
     def update(self, model: Any, reading: Reading) -> None:
@@ -103,9 +110,9 @@ class Averages:
             reading.batches_per_step,
         )
 
-    def read(self) -> list[jax.Array]:
-        """The averages in the order and shapes of the variables, as copies."""
-        averages = _compiled_read(self._packing)(self._arrays)
+    def read(self, index: int = 0) -> Any:
+        """An average in the order and shapes of the variables, as copies."""
+        averages = _compiled_read(self._packing)(self._arrays[index])
         return averages if self._host is None else jax.device_get(averages)
 
     def copies(self, variables: Sequence[Any]) -> list[Any]:
@@ -121,7 +128,7 @@ class Averages:
                 for w in weights
             ),
         )
-        self._update = _compiled_update(self._schedule, self._packing)
+        self._update = _compiled_update(self._schedules, self._packing)
 
     def _current(self, model: Any, variables: list[Any]) -> list[jax.Array]:
         state = pending_state(model)
@@ -143,25 +150,28 @@ class Averages:
 
 @functools.lru_cache
 def _compiled_update(
-    schedule: Schedule, packing: Packing
+    schedules: tuple[Schedule, ...], packing: Packing
 ) -> Callable[..., Any]:
     @functools.partial(jax.jit, donate_argnums=(0, 1), static_argnums=5)
     def update(
-        averages: list[jax.Array],
+        averages: list[list[jax.Array]],
         counters: Counters,
         weights: list[jax.Array],
         steps: int,
         iterations: jax.Array | None,
         batches_per_step: int,
-    ) -> tuple[list[jax.Array], Counters]:
+    ) -> tuple[list[list[jax.Array]], Counters]:
         samples = packing.pack([w.astype(_average_dtype(w)) for w in weights])
         now = steps
         if iterations is not None:
             now = steps + iterations // batches_per_step
-        counters, coefficient = advance(counters, now, schedule)
+        counters, coefficients = advance(counters, now, schedules)
         averages = [
-            _moved_towards(average, sample, coefficient)
-            for average, sample in zip(averages, samples, strict=True)
+            [
+                _moved_towards(average, sample, coefficient)
+                for average, sample in zip(arrays, samples, strict=True)
+            ]
+            for arrays, coefficient in zip(averages, coefficients, strict=True)
         ]
         return averages, counters
 

@@ -3,23 +3,25 @@
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy
 import tensorflow as tf
 
+from keras_wavg.backend.base import BaseAverages
 from keras_wavg.backend.counting import Counters, advance
 from keras_wavg.backend.packing import Packing
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
 
 
-class Averages:
+class Averages(BaseAverages):
     """Float32 averages of variables, on their devices.
 
     Args:
         variables: Keras variables of floating type.
-        schedule: A `Schedule`.
+        schedules: Sequence of `Schedule`s, one for each average.
         start: Integer, the optimizer step from which samples count.
         device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
@@ -27,27 +29,22 @@ class Averages:
     def __init__(
         self,
         variables: Sequence[Any],
-        schedule: Schedule,
+        schedules: Sequence[Schedule],
         start: int,
         device: str | None = None,
     ) -> None:
+        super().__init__(schedules)
         self._variables = [variable.value for variable in variables]
         self._home = "CPU:0" if device else _only_device(self._variables)
         self._from_afar = device is not None
-        self._schedule = schedule
         dtypes = [_average_dtype(variable) for variable in self._variables]
         self._packing = Packing(
             tuple(tuple(variable.shape) for variable in self._variables),
             tuple(dtype == tf.float32 for dtype in dtypes),
         )
-        with self._at_home():
-            self._averages = [
-                tf.Variable(sample, trainable=False)
-                for sample in self._samples()
-            ]
-            self._counters = tf.Variable(
-                [start, 0], trainable=False, dtype=tf.int64
-            )
+        self._averages, self._counters = _outside_of_scopes(
+            lambda: self._own_variables(start)
+        )
         self._functions: dict[tuple[int, int], Any] = {}
 
     @property
@@ -61,15 +58,17 @@ class Averages:
     def begin(self, model: Any) -> None:
         """Let the averages be the weights of now."""
         del model
-        self._assign(self._samples())
+        for averages in self._averages:
+            _assign(averages, self._samples())
 
-    def load(self, averages: Sequence[Any], counters: Counters) -> None:
-        """Let the averages and counts be these, copied."""
+    def _load(self, index: int, averages: Sequence[Any]) -> None:
         arrays = [
             tf.cast(tf.convert_to_tensor(average), _average_dtype(variable))
             for average, variable in zip(averages, self._variables, strict=True)
         ]
-        self._assign(self._packing.pack(arrays))
+        _assign(self._averages[index], self._packing.pack(arrays))
+
+    def _load_counters(self, counters: Counters) -> None:
         self._counters.assign(counters)
 
     def update(self, model: Any, reading: Reading) -> None:
@@ -83,26 +82,36 @@ class Averages:
         with self._at_home():
             self._functions[key](tf.constant(steps))
 
-    def read(self) -> list[tf.Tensor]:
-        """The averages in the order and shapes of the variables, as copies."""
-        return list(self._read())
+    def read(self, index: int = 0) -> Any:
+        """An average in the order and shapes of the variables, as copies."""
+        return list(self._reads[index]())
 
     def copies(self, variables: Sequence[Any]) -> list[Any]:
         """Copies of variables, on their devices or in host memory."""
         return (host_copies if self._from_afar else device_copies)(variables)
 
+    def _own_variables(
+        self, start: int
+    ) -> tuple[list[list[tf.Variable]], tf.Variable]:
+        with self._at_home():
+            averages = [
+                [tf.Variable(s, trainable=False) for s in self._samples()]
+                for _ in self._schedules
+            ]
+            counters = tf.Variable([start, 0], trainable=False, dtype=tf.int64)
+            return averages, counters
+
     @functools.cached_property
-    def _read(self) -> Any:
-        return self._function(lambda: self._packing.unpack(self._averages))
+    def _reads(self) -> list[Any]:
+        return [
+            self._function(functools.partial(self._packing.unpack, averages))
+            for averages in self._averages
+        ]
 
     def _samples(self) -> list[tf.Tensor]:
         return self._packing.pack(
             [tf.cast(v, _average_dtype(v)) for v in self._variables]
         )
-
-    def _assign(self, arrays: list[tf.Tensor]) -> None:
-        for average, array in zip(self._averages, arrays, strict=True):
-            average.assign(array)
 
     def _compiled(self, reading: Reading) -> Any:
         steps = tf.TensorSpec([], tf.int64)
@@ -135,22 +144,33 @@ class Averages:
         # Not the `tf.function` itself: what it does before each call costs as
         # much as the update of a small model.
         traced = tf.function(at_home, autograph=False, **options)
-        return traced.get_concrete_function(*signature)
+        return _outside_of_scopes(
+            lambda: traced.get_concrete_function(*signature)
+        )
 
     def _at_home(self) -> Any:
         return tf.device(self._home) if self._home else contextlib.nullcontext()
 
     def _fold(self, now: tf.Tensor, *samples: tf.Tensor) -> None:
-        counters, coefficient = advance(
-            Counters(*tf.unstack(self._counters)), now, self._schedule
+        counters, coefficients = advance(
+            Counters(*tf.unstack(self._counters)), now, self._schedules
         )
-        self._assign(
-            [
-                _moved_towards(average, sample, coefficient)
-                for average, sample in zip(self._averages, samples, strict=True)
-            ]
-        )
+        for averages, coefficient in zip(
+            self._averages, coefficients, strict=True
+        ):
+            _assign(
+                averages,
+                [
+                    _moved_towards(average, sample, coefficient)
+                    for average, sample in zip(averages, samples, strict=True)
+                ],
+            )
         self._counters.assign(tf.stack(counters))
+
+
+def _assign(averages: list[tf.Variable], arrays: list[tf.Tensor]) -> None:
+    for average, array in zip(averages, arrays, strict=True):
+        average.assign(array)
 
 
 def device_copies(variables: Sequence[Any]) -> list[tf.Tensor]:
@@ -160,7 +180,7 @@ def device_copies(variables: Sequence[Any]) -> list[tf.Tensor]:
 
 def host_copies(variables: Sequence[Any]) -> list[numpy.ndarray]:
     """Copies of the values of Keras variables, in host memory."""
-    return [numpy.array(variable.value.numpy()) for variable in variables]
+    return [numpy.array(tf.identity(variable.value)) for variable in variables]
 
 
 def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
@@ -171,6 +191,17 @@ def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
         for a, b in zip(map(tf.convert_to_tensor, ones), others, strict=True)
     ]
     return [bool(one) for one in same]
+
+
+def _outside_of_scopes(function: Callable[[], Any]) -> Any:
+    """What a function returns where no `tf.distribute` strategy is in scope.
+
+    A variable that is made in a scope is mirrored. Scopes are of a thread.
+    """
+    if not tf.distribute.has_strategy():
+        return function()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def _only_device(variables: list[tf.Variable]) -> str | None:

@@ -7,6 +7,7 @@ import keras
 import torch
 
 from keras_wavg.backend.arrivals import Arrivals
+from keras_wavg.backend.base import BaseAverages
 from keras_wavg.backend.counting import Counters, advance
 from keras_wavg.backend.packing import SMALL
 from keras_wavg.clock import Reading
@@ -16,12 +17,12 @@ from keras_wavg.schedules import Schedule
 _BLOCK = 1 << 20
 
 
-class Averages:
+class Averages(BaseAverages):
     """Float32 averages of variables, on their devices.
 
     Args:
         variables: Keras variables of floating type.
-        schedule: A `Schedule`.
+        schedules: Sequence of `Schedule`s, one for each average.
         start: Integer, the optimizer step from which samples count.
         device: `None` or `"cpu"`, see `keras_wavg.backend`.
     """
@@ -29,23 +30,28 @@ class Averages:
     def __init__(
         self,
         variables: Sequence[Any],
-        schedule: Schedule,
+        schedules: Sequence[Schedule],
         start: int,
         device: str | None = None,
     ) -> None:
+        super().__init__(schedules)
         self._variables = list(variables)
-        self._schedule = schedule
         self._weights = [v.value.detach() for v in self._variables]
         self._groups = _groups(self._weights)
         self._flat = [
-            _flattened([self._weights[i] for i in group]).to(device, copy=True)
-            for group in self._groups
+            [
+                _flattened([self._weights[i] for i in group]).to(
+                    device, copy=True
+                )
+                for group in self._groups
+            ]
+            for _ in self._schedules
         ]
-        self._averages = self._views()
-        self._are_finite = [False] * len(self._flat)
+        self._averages = [self._views(flat) for flat in self._flat]
         self._note_finite()
+        self._device = self._flat[0][0].device
         self._counters = Counters(
-            *(torch.tensor(n, device=self._flat[0].device) for n in (start, 0))
+            *(torch.tensor(n, device=self._device) for n in (start, 0))
         )
         self._arrivals = Arrivals() if device else None
 
@@ -65,15 +71,17 @@ class Averages:
         """Let the averages be the weights of now."""
         del model
         self._fold_arrivals()
-        torch._foreach_copy_(self._averages, self._weights)
+        for averages in self._averages:
+            torch._foreach_copy_(averages, self._weights)
         self._note_finite()
 
-    def load(self, averages: Sequence[Any], counters: Counters) -> None:
-        """Let the averages and counts be these, copied."""
+    def _load(self, index: int, averages: Sequence[Any]) -> None:
         self._fold_arrivals()
-        for own, average in zip(self._averages, averages, strict=True):
+        for own, average in zip(self._averages[index], averages, strict=True):
             own.copy_(keras.ops.convert_to_tensor(average).detach())
         self._note_finite()
+
+    def _load_counters(self, counters: Counters) -> None:
         for own, count in zip(self._counters, counters, strict=True):
             own.fill_(count)
 
@@ -91,10 +99,10 @@ class Averages:
             self._fold_arrivals()
             self._arrivals.send(now, self._weights)
 
-    def read(self) -> list[torch.Tensor]:
-        """The averages in the order and shapes of the variables, as copies."""
+    def read(self, index: int = 0) -> Any:
+        """An average in the order and shapes of the variables, as copies."""
         self._fold_arrivals()
-        return [average.clone() for average in self._averages]
+        return [average.clone() for average in self._averages[index]]
 
     def copies(self, variables: Sequence[Any]) -> list[torch.Tensor]:
         """Copies of variables, on their devices or in host memory."""
@@ -108,32 +116,39 @@ class Averages:
     @torch.no_grad()
     def _fold(self, now: Any, weights: list[torch.Tensor]) -> None:
         # Keras' operations move what they get to the device of its choice.
-        with keras.device(str(self._flat[0].device)):
-            self._counters, coefficient = advance(
-                self._counters, now, self._schedule
+        with keras.device(str(self._device)):
+            self._counters, coefficients = advance(
+                self._counters, now, self._schedules
             )
-        for average, group, is_finite in zip(
-            self._flat, self._groups, self._are_finite, strict=True
+        for group, is_finite, *averages in zip(
+            self._groups, self._are_finite, *self._flat, strict=True
         ):
             sample = _flattened([weights[i] for i in group])
             move = _move if is_finite else _move_where_finite
-            for part, sampled in zip(
-                average.split(_BLOCK), sample.split(_BLOCK), strict=True
-            ):
-                move(part, sampled, coefficient.to(part.dtype))
+            blocks = zip(
+                sample.split(_BLOCK),
+                *(average.split(_BLOCK) for average in averages),
+                strict=True,
+            )
+            for sampled, *parts in blocks:
+                for part, coefficient in zip(parts, coefficients, strict=True):
+                    move(part, sampled, coefficient.to(part.dtype))
 
-    def _views(self) -> list[torch.Tensor]:
-        """The averages in the order and shapes of the variables."""
+    def _views(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        """An average in the order and shapes of the variables."""
         views: dict[int, torch.Tensor] = {}
-        for flat, group in zip(self._flat, self._groups, strict=True):
+        for tensor, group in zip(flat, self._groups, strict=True):
             sizes = [self._weights[i].numel() for i in group]
-            for i, part in zip(group, flat.split(sizes), strict=True):
+            for i, part in zip(group, tensor.split(sizes), strict=True):
                 views[i] = part.view(self._weights[i].shape)
         return [views[i] for i in range(len(self._weights))]
 
     def _note_finite(self) -> None:
         # A finite average stays finite, so it need not be looked at again.
-        self._are_finite = [bool(flat.isfinite().all()) for flat in self._flat]
+        self._are_finite = [
+            all(bool(average.isfinite().all()) for average in averages)
+            for averages in zip(*self._flat, strict=True)
+        ]
 
 
 def device_copies(variables: Sequence[Any]) -> list[torch.Tensor]:

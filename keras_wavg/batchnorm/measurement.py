@@ -12,6 +12,7 @@ from keras_wavg import arguments, swapping
 from keras_wavg.backend import assign, attach_weights, randomness_kept
 from keras_wavg.batchnorm.moments import combination
 from keras_wavg.batchnorm.probe import Probe, watched
+from keras_wavg.keras_private import flattened_layers
 
 _BATCH_SIZE = 32
 
@@ -184,7 +185,7 @@ class Measurement:
 def _trainable_normalizations(model: Any) -> list[Any]:
     layers = [
         layer
-        for layer in getattr(model, "_flatten_layers", list)()
+        for layer in flattened_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable
     ]

@@ -8,8 +8,14 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_wavg.keras_private import (
+    KeepsWeights,
+    reduction_axes,
+    synchronized_moments,
+)
 
-class Probe(keras.Model):
+
+class Probe(KeepsWeights, keras.Model):
     """Maps a batch to the statistics that layers of a model see of it.
 
     A model for the sake of its `predict`: that takes any data, compiles,
@@ -40,16 +46,6 @@ class Probe(keras.Model):
             else ops.zeros((0, 4, channels))
             for layer, channels in self.channels.items()
         ]
-
-    def _get_jax_state(self, **kinds: Any) -> Any:
-        # JAX donates the state of a model to each batch. With a copy, the
-        # weights stay where they are, whatever happens.
-        kinds["purge_model_variables"] = False
-        state = super()._get_jax_state(**kinds)
-        return keras.tree.map_structure(ops.copy, state)
-
-    def jax_state_sync(self) -> None:
-        """Leave the weights as they are."""
 
 
 @contextlib.contextmanager
@@ -82,7 +78,9 @@ def _observed(layer: Any, seen: _Seen) -> Callable[..., Any]:
         seen.of[id(layer)].append(statistics)
         mean, _, variance, _ = ops.unstack(statistics)
         if getattr(layer, "synchronized", False):
-            mean, variance = layer._moments(ops.cast(inputs, mean.dtype), mask)
+            mean, variance = synchronized_moments(
+                layer, ops.cast(inputs, mean.dtype), mask
+            )
         # In inference the layer normalizes by its moving statistics. So no
         # variable needs to be assigned, and renormalization has no say.
         with _lent(layer, moving_mean=mean, moving_variance=variance):
@@ -112,7 +110,7 @@ def _statistics(layer: Any, inputs: Any, mask: Any) -> Any:
     kept = ops.ones_like(inputs, dtype="bool")
     if mask is not None:
         kept = ops.logical_and(kept, ops.expand_dims(mask, -1))
-    axes = layer._reduction_axes
+    axes = reduction_axes(layer)
     count = ops.cast(_sum(ops.cast(kept, "int32"), axes), dtype)
 
     def average(values: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.callbacks.scheduled import scheduled_plan
+from keras_wavg.plan import scheduled_plan
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import (
     BiasCorrected,
@@ -151,7 +151,7 @@ class EMA(WeightAveraging):
         decays = WarmUpDecay if warmup else ConstantDecay
         schedules = BiasCorrected if bias_correction else FromInitial
         plan = scheduled_plan(
-            schedules(decays(self.decay)),
+            [schedules(decays(self.decay))],
             EverySteps(self.every, self.start),
             name=arguments.name(name, "ema"),
             include=arguments.include(include),

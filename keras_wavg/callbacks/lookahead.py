@@ -3,7 +3,7 @@
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.callbacks.scheduled import scheduled_plan
+from keras_wavg.plan import scheduled_plan
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import ConstantDecay, FromInitial
 
@@ -58,7 +58,7 @@ class Lookahead(WeightAveraging):
         self.alpha = arguments.share("alpha", alpha)
         decay = (1 - self.alpha) ** (1 / self.every)
         plan = scheduled_plan(
-            FromInitial(ConstantDecay(decay)),
+            [FromInitial(ConstantDecay(decay))],
             EverySteps(self.every),
             name=arguments.name(name, "lookahead"),
             include=arguments.include(include),

@@ -11,9 +11,8 @@ import numpy
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
-from keras_wavg.backend.several import Several, several_keep
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import Plan
+from keras_wavg.plan import scheduled_plan
 from keras_wavg.profile import Profile, exponent_from_sigma_rel
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import Power
@@ -90,19 +89,12 @@ class PowerEMA(WeightAveraging):
         )
         schedules = [Power(exponent_from_sigma_rel(s)) for s in self.sigma_rel]
         self._schedules = schedules
-        plan = Plan(
+        plan = scheduled_plan(
+            schedules,
+            EverySteps(self.every),
             name=arguments.name(name, "power_ema"),
-            averages=functools.partial(
-                Several,
-                schedules=schedules,
-                start=0,
-                device=arguments.device(device),
-            ),
-            sampling=EverySteps(self.every),
             include=arguments.include(include),
-            kept=functools.partial(several_keep, len(schedules)),
-            profile=functools.partial(Profile.of_schedule, schedules[0]),
-            counts_samples=False,
+            device=arguments.device(device),
         )
         super().__init__(plan, swap=swap)
 

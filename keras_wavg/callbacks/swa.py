@@ -98,7 +98,7 @@ class SWA(EpochAveraging):
     ) -> None:
         averages = functools.partial(
             averages_of,
-            schedule=Uniform(),
+            schedules=[Uniform()],
             start=0,
             device=arguments.device(device),
         )

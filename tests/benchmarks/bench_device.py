@@ -60,7 +60,7 @@ def bench_update(parameters: int, bandwidth: float, seconds_of: Timer) -> None:
     def update() -> Any:
         shadow.update(Reading(next(steps)))
         averages = shadow.averages
-        return getattr(averages, "_arrays", None) or averages._averages
+        return (getattr(averages, "_arrays", None) or averages._averages)[0]
 
     seconds = seconds_of(update)
     share = PASSES * 4 * parameters / seconds / bandwidth

@@ -5,6 +5,7 @@ tests look at what it has left, and go on from its files.
 """
 
 import contextlib
+import copy
 import re
 from types import SimpleNamespace
 
@@ -400,6 +401,20 @@ def test_mirrored_averages_are_as_defined(mirrored_run):
         first, second = mirrored_run.replicas_applied[name]
         assert equal(first, second), name
         assert equal(first, received), name
+
+
+@on_tensorflow
+@pytest.mark.parametrize("average", [EMA(0.9), LAWA(2, every_steps=3)])
+def test_a_fit_in_the_scope_of_its_strategy_is_averaged_as_outside(average):
+    found = []
+    for is_inside in (False, True):
+        model, averages = mirrored(), copy.deepcopy(average)
+        with contextlib.ExitStack() as stack:
+            if is_inside:
+                stack.enter_context(model.distribute_strategy.scope())
+            fit(model, averages, epochs=2)
+        found.append(averages.get_weights())
+    assert reference.relative_error(*found) < 1e-6
 
 
 @on_tensorflow

@@ -565,6 +565,12 @@ def replace(group, key, value):
     group[key] = value
 
 
+def spoil(dataset):
+    array = dataset[()]
+    array.flat[0] = numpy.nan
+    dataset[...] = array
+
+
 def replace_all(group):
     for key in list(group):
         del group[key]
@@ -611,6 +617,29 @@ EDITS = {
     "raw weights are missing": (
         lambda g: g.__delitem__("raw_2"),
         "no 'average_2' for '.*kernel'",
+    ),
+    "an average is NaN where its weight is not": (
+        lambda g: (
+            g["raw_1"].write_direct(numpy.full(6, 2, "float32"))
+            or spoil(g.parent.parent["layers/dense/vars/1"])
+        ),
+        "NaN or infinity in 'average_1'",
+    ),
+    "counts are in no order": (
+        lambda g: replace(g, "last", 99),
+        "must be `steps` <= `last` <= `now`",
+    ),
+    "more steps than were made": (
+        lambda g: replace(g, "steps", 99),
+        "must be `steps` <= `last` <= `now`",
+    ),
+    "no room to go on": (
+        lambda g: replace(g, "epochs", 2**31 - 1),
+        "at most the|<= 1073741824",
+    ),
+    "more weights replaced than there are": (
+        lambda g: replace(g, "replaced", 2**31 - 1),
+        "at most the 4 averaged weights",
     ),
     "too much": (
         lambda g: g.__setitem__("raw_4", numpy.zeros(3)),

@@ -314,3 +314,15 @@ def test_a_warning_names_the_line_of_the_user_each_time():
 
     line = train.__code__.co_firstlineno + 2
     assert warned_at(train) == [(__file__, line)] * 2
+
+
+def test_a_context_gives_an_average_back_that_was_restored_by_hand_in_it():
+    """And its weights were not replaced."""
+    model, samples, ema = dense(), Samples(), EMA(0.9)
+    fit(model, samples, ema)
+    shown = model.get_weights()
+    with ema.applied():
+        ema.restore()
+    assert equal(model.get_weights(), shown)
+    fit(model, samples, ema)
+    assert_average(ema, samples)

@@ -22,16 +22,18 @@ NEUTRAL = "arguments atomic horizon profile schedules"
 MAY_IMPORT = {
     NEUTRAL: "numpy",
     "files": f"{NEUTRAL} numpy",
-    "keras_private": "",
+    "keras_private": "keras",
     "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",
-    "adapters clock included plan sampling state": f"{NEUTRAL} keras numpy",
+    "clock included sampling state": f"{NEUTRAL} keras numpy",
+    "adapters": "keras_private keras",
     "backend": "schedules clock keras_private keras numpy jax tensorflow torch",
+    "plan": f"{NEUTRAL} sampling backend",
     "saveable": "adapters backend warning keras numpy h5py",
     "swapping": "backend keras_private warning keras",
     "ensemble": "arguments backend keras numpy",
     "samples": "atomic schedules clock saveable backend ensemble keras numpy",
-    "batchnorm": "arguments backend swapping keras numpy",
+    "batchnorm": "arguments keras_private backend swapping keras numpy",
     "running shadow": "warning adapters backend clock included plan state "
     "swapping keras numpy",
     "callbacks": f"{NEUTRAL} warning running shadow swapping included plan "
@@ -248,4 +250,4 @@ def test_another_backend_is_refused_with_what_to_do(monkeypatch):
 
     monkeypatch.setattr("keras.config.backend", lambda: "numpy")
     with pytest.raises(NotImplementedError, match="KERAS_BACKEND"):
-        averages_of([], Uniform(), 0, None)
+        averages_of([], [Uniform()], 0, None)

@@ -1,0 +1,18 @@
+"""Random sequences of whatever a user does, many of them."""
+
+import hypothesis
+import keras
+import sequences
+from hypothesis.stateful import run_state_machine_as_test
+
+# On TensorFlow a sequence takes a second and more.
+MANY = hypothesis.settings(
+    max_examples=60 if keras.config.backend() == "tensorflow" else 300,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+
+def test_raw_weights_and_averages_are_right_after_any_sequence():
+    run_state_machine_as_test(sequences.Sequence, settings=MANY)
