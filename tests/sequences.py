@@ -175,11 +175,19 @@ class Sequence(RuleBasedStateMachine):
     def fit_without_an_average(self, epochs):
         """Train what the model holds, which may be an average."""
         self.version += 1
-        self._note_replaced(range(len(self.model.weights)))
-        self.twin.set_weights(self.model.get_weights())
+        shown, raw = self._shown(), probe.raw_weights_of(self.model)
+        held, inside = probe.indices_in(self.model), self._inside()
+        self.twin.set_weights(shown)
         for model in (self.model, self.twin):
             options = {"batch_size": BATCH, "shuffle": False}
             quiet(model.fit, X, Y, epochs=epochs, **options)
+        # A weight without a gradient was not written to.
+        after = self.twin.get_weights()
+        same = {i for i in held if numpy.array_equal(after[i], shown[i])}
+        self.twin.set_weights(
+            [raw[i] if i in same else array for i, array in enumerate(after)]
+        )
+        self._note_replaced(held - same, inside)
 
     @rule(
         names=st.lists(st.sampled_from(NAMES), unique=True),
@@ -232,11 +240,14 @@ class Sequence(RuleBasedStateMachine):
     def write(self, chosen, value):
         """Write to some weights."""
         self.version += 1
-        self._note_replaced(chosen)
+        shown, held = self._shown(), probe.indices_in(self.model)
+        inside = self._inside()
+        written = {i for i in chosen if (shown[i] != value).any()}
         for model in (self.model, self.twin):
-            for i in chosen:
+            for i in written:
                 variable = model.weights[i]
                 variable.assign(keras.ops.full(variable.shape, value))
+        self._note_replaced(held & written, inside)
 
     @rule()
     def save(self):
@@ -286,12 +297,15 @@ class Sequence(RuleBasedStateMachine):
         if self.samples[name]:
             assert probe.is_in_model(self.averages[name])
 
-    def _note_replaced(self, chosen):
-        """Note which average's weights are about to be replaced."""
-        averaged = probe.indices_in(self.model)
-        if any(self.model.weights[i].trainable for i in averaged & {*chosen}):
-            self.replaced |= {
-                name
-                for name, average in self.averages.items()
-                if probe.is_in_model(average)
-            }
+    def _inside(self):
+        """The names of the averages in the model."""
+        return {
+            name
+            for name, average in self.averages.items()
+            if probe.is_in_model(average)
+        }
+
+    def _note_replaced(self, written, inside):
+        """Note whose trained weights were replaced."""
+        if any(self.model.weights[i].trainable for i in written):
+            self.replaced |= inside

@@ -10,6 +10,7 @@ MANY = hypothesis.settings(
     max_examples=60 if keras.config.backend() == "tensorflow" else 300,
     stateful_step_count=12,
     deadline=None,
+    derandomize=True,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 
