@@ -1,6 +1,6 @@
-"""What this package reads of Keras that Keras does not promise to keep.
+"""What this package uses of Keras that Keras does not promise to keep.
 
-Each has a way to go on where it is gone, and a test that tells so.
+Each has a test that tells when it is gone. What can go on without it, does.
 """
 
 from collections.abc import Mapping

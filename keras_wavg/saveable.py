@@ -28,6 +28,10 @@ class SavedAverage(keras.layers.Layer):
     Args:
         average: A `RunningAverage`, or whatever else has a `name`,
             `save() -> dict`, `check(dict)` and `load(dict)`.
+
+    Attributes:
+        visited: Whether Keras has come to it in a load.
+        loading: What loads it together with the others of its model.
     """
 
     def __init__(self, average: Any) -> None:
@@ -35,7 +39,7 @@ class SavedAverage(keras.layers.Layer):
         self.built = True
         self.average = average
         self.visited = False
-        self._loading: _Loading | None = None
+        self.loading: _Loading | None = None
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state into the store of a file."""
@@ -56,7 +60,7 @@ class SavedAverage(keras.layers.Layer):
         else:
             # Keras 3.10 hands out datasets that close with the file.
             arrays = {k: numpy.asarray(store[k]) for k in store.keys()}  # noqa: SIM118
-        loading, self._loading = self._loading, None
+        loading, self.loading = self.loading, None
         if loading is None:
             self.load(arrays)
         else:
@@ -75,10 +79,6 @@ class SavedAverage(keras.layers.Layer):
                 "average starts anew from the loaded weights.",
             )
         self.average.load(arrays or {})
-
-    def begin_loading(self, loading: "_Loading") -> None:
-        """Wait for the others of the same model."""
-        self._loading = loading
 
 
 class _Loading:
@@ -169,7 +169,15 @@ def save_weights_alone(
 
 def load_weights_alone(model: Any, filepath: Any) -> None:
     """Load what `save_weights_alone` saved, and leave all else as it is."""
-    keras.saving.load_weights(model, filepath, objects_to_skip=_others(model))
+    # No average is going to be loaded, and none to be refused.
+    method = vars(model).pop("load_own_variables", None)
+    try:
+        keras.saving.load_weights(
+            model, filepath, objects_to_skip=_others(model)
+        )
+    finally:
+        if method is not None:
+            _set(model, "load_own_variables", method)
 
 
 def _others(model: Any) -> list[Any]:
@@ -195,7 +203,7 @@ def load_own_variables(model: Any, store: Any) -> None:
     """`model.load_own_variables`, with which Keras begins to load a model."""
     loading = _Loading(model)
     for one in saved_averages(model).values():
-        one.begin_loading(loading)
+        one.loading = loading
     type(model).load_own_variables(model, store)
 
 
@@ -215,13 +223,15 @@ def get_state_tree(model: Any, value_format: str = "backend_tensor") -> Any:
 
 
 def set_state_tree(model: Any, state_tree: Any) -> None:
-    """`model.set_state_tree` with the averages, refused before it begins."""
+    """`model.set_state_tree` with the averages, of which none may be bad."""
     others = state_tree.get("non_trainable_variables")
-    # A part of the tree is a user's own business, not a checkpoint.
-    saved = {} if others is None else saved_averages(model)
+    if others is None:
+        # A part of the tree is a user's own business, not a checkpoint.
+        type(model).set_state_tree(model, state_tree)
+        return
     loading = _Loading(model)
     type(model).set_state_tree(model, state_tree)
-    for attribute, one in saved.items():
+    for attribute, one in saved_averages(model).items():
         loading.take(one, others.get(attribute, {}))
 
 

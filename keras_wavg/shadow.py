@@ -10,9 +10,15 @@ import numpy
 
 from keras_wavg import swapping
 from keras_wavg.adapters import merged_in_files, refuse_a_part
-from keras_wavg.backend import assign, attach_weights, weights_survive
+from keras_wavg.backend import (
+    assign,
+    attach_weights,
+    host_copies,
+    weights_survive,
+)
 from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
+from keras_wavg.finite import not_finite
 from keras_wavg.included import averaged_variables
 from keras_wavg.plan import Plan
 from keras_wavg.state import State, holds_average
@@ -160,18 +166,9 @@ class Shadow:
         """
         attach_weights(self.model)
         raw = swapping.raw_values(self._variables)
-        ops = keras.ops
-        flags = []
-        for i, (variable, average) in enumerate(
-            zip(self._variables, self.averages.read(), strict=True)
-        ):
-            weight = ops.convert_to_tensor(raw.get(i, variable.value))
-            same = ops.cast(weight, "float32") == ops.cast(average, "float32")
-            flags.append(ops.any(~(ops.isfinite(weight) | same)))
-        found = ops.convert_to_numpy(ops.stack(flags))
-        return [
-            v.path for v, odd in zip(self._variables, found, strict=True) if odd
-        ]
+        weights = [raw.get(i, v.value) for i, v in enumerate(self._variables)]
+        found = not_finite(weights, self.averages.read)
+        return [self._variables[i].path for i in found]
 
     def apply(self) -> None:
         """Put the average in the model, and keep the raw weights."""
@@ -198,18 +195,15 @@ class Shadow:
         Yields:
             `None`.
         """
-        before = self.remembered()
-        try:
-            swapping.put_in(
-                self._variables,
-                self.averages.read() if values is None else values,
-                self if values is None else None,
-                self.averages.copies,
-            )
-            with weights_survive(self.model):
-                yield
-        finally:
-            self.put_back(before)
+        attach_weights(self.model)
+        holding = swapping.holding(
+            self._variables,
+            self.averages.read() if values is None else values,
+            self if values is None else None,
+            self.averages.copies,
+        )
+        with holding, weights_survive(self.model):
+            yield
 
     def remembered(self) -> Any:
         """What the averaged weights hold now."""
@@ -229,11 +223,10 @@ class Shadow:
             averages: Tensors in the order of the averaged variables.
         """
         by_id = dict(zip(map(id, self._variables), averages, strict=True))
+        others = [v for v in self.model.weights if id(v) not in by_id]
+        by_id |= zip(map(id, others), host_copies(others), strict=True)
         return [
-            keras.ops.convert_to_numpy(
-                keras.ops.copy(by_id.get(id(v), v.value))
-            )
-            for v in self.model.weights
+            keras.ops.convert_to_numpy(by_id[id(v)]) for v in self.model.weights
         ]
 
     # Files

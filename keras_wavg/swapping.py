@@ -18,7 +18,7 @@ donates these to its next step.
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import keras
@@ -118,16 +118,33 @@ def give_back(variables: Sequence[Any]) -> None:
 
 
 @contextlib.contextmanager
+def kept(variables: Sequence[Any]) -> Iterator[None]:
+    """Context after which variables hold what they held on entering.
+
+    That is another average, or their raw values. What somebody wrote in the
+    context stays.
+
+    Args:
+        variables: See `put_in`.
+
+    Yields:
+        `None`.
+    """
+    before = remembered(variables)
+    try:
+        yield
+    finally:
+        put_back(before)
+
+
+@contextlib.contextmanager
 def holding(
     variables: Sequence[Any],
     values: Sequence[Any],
     owner: Owner = None,
     copies: Copies = device_copies,
 ) -> Iterator[None]:
-    """Context in which variables hold other values.
-
-    Afterwards they hold what they held on entering: another average, or their
-    raw values. What somebody wrote in the context stays.
+    """Context in which variables hold other values, and `kept`.
 
     Args:
         variables: See `put_in`.
@@ -138,12 +155,9 @@ def holding(
     Yields:
         `None`.
     """
-    before = remembered(variables)
-    try:
+    with kept(variables):
         put_in(variables, values, owner, copies)
         yield
-    finally:
-        put_back(before)
 
 
 @contextlib.contextmanager
@@ -164,17 +178,17 @@ def holding_raw(variables: Sequence[Any]) -> Iterator[None]:
         yield
 
 
-def remembered(variables: Sequence[Any]) -> list["Found"]:
+def remembered(variables: Sequence[Any]) -> list[Found]:
     """What variables hold now, for `put_back`."""
     settle(variables)
     entries = [_swapped.get(id(v)) for v in variables]
     return [
-        Found(v, entry and Swapped(**vars(entry)), _writes_to(v))
+        Found(v, entry and replace(entry), _writes_to(v))
         for v, entry in zip(variables, entries, strict=True)
     ]
 
 
-def put_back(before: Sequence["Found"]) -> None:
+def put_back(before: Sequence[Found]) -> None:
     """Let variables hold what they held when they were `remembered`.
 
     What somebody wrote since then stays.
@@ -294,8 +308,7 @@ def _assign(pairs: Sequence[tuple[Any, Any]]) -> None:
     """Assign copies of values. If it is interrupted, raw values are right."""
     for variable, _ in pairs:
         _swapped[id(variable)].put = None
-    for variable, value in pairs:
-        assign([variable], [value])
+    assign([v for v, _ in pairs], [value for _, value in pairs])
 
 
 def _remember(variables: Sequence[Any], owner: Callable[[], Owner]) -> None:

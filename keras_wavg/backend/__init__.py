@@ -75,7 +75,7 @@ def attach_weights(model: Any) -> None:
 
 @contextlib.contextmanager
 def weights_survive(model: Any) -> Iterator[None]:
-    """Context after which an error has not lost the weights.
+    """Context after which the variables have the weights, also after an error.
 
     JAX's trainer takes them out of the variables, and if the first batch fails
     nobody puts them back.
@@ -91,12 +91,11 @@ def weights_survive(model: Any) -> Iterator[None]:
     values = [variable.value for variable in variables]
     try:
         yield
-    except BaseException:
+    finally:
         attach_weights(model)
         for variable, value in zip(variables, values, strict=True):
             if not has_value(variable):
                 variable.assign(value)
-        raise
 
 
 def assign(variables: Sequence[Any], values: Sequence[Any]) -> None:

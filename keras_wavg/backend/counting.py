@@ -1,9 +1,10 @@
-"""The two counts beside an average, and what an update makes of them.
+"""What an update makes of an average and of the two counts beside it.
 
 Written in `keras.ops`, so that one text serves inside `jax.jit`, inside
 `tf.function` and on torch tensors, and nothing is read back to the host.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,25 @@ class Counters(NamedTuple):
 
     last: Any
     steps: Any
+
+
+def moved_towards(average: Any, sample: Any, coefficient: Any) -> Any:
+    """The average after a sample. What is not finite in one is the other.
+
+    In one pass and without a reduction, so devices need not agree.
+
+    Args:
+        average: Floating-point tensor.
+        sample: Tensor of its shape and dtype.
+        coefficient: Tensor of shape `()`.
+    """
+    ops = keras.ops
+    away = sample - average
+    return ops.where(
+        ops.abs(away) < math.inf,
+        average + ops.cast(coefficient, sample.dtype) * away,
+        ops.where(ops.abs(sample) < math.inf, sample, average),
+    )
 
 
 def advance(

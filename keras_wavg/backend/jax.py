@@ -10,7 +10,7 @@ import numpy
 
 from keras_wavg.backend import attach_weights
 from keras_wavg.backend.base import BaseAverages
-from keras_wavg.backend.counting import Counters, advance
+from keras_wavg.backend.counting import Counters, advance, moved_towards
 from keras_wavg.backend.packing import Packing
 from keras_wavg.clock import Reading
 from keras_wavg.keras_private import has_value, pending_state
@@ -168,7 +168,7 @@ def _compiled_update(
         counters, coefficients = advance(counters, now, schedules)
         averages = [
             [
-                _moved_towards(average, sample, coefficient)
+                moved_towards(average, sample, coefficient)
                 for average, sample in zip(arrays, samples, strict=True)
             ]
             for arrays, coefficient in zip(averages, coefficients, strict=True)
@@ -182,18 +182,6 @@ def _compiled_update(
 def _compiled_read(packing: Packing) -> Callable[..., Any]:
     return jax.jit(
         lambda averages: [jnp.copy(a) for a in packing.unpack(averages)]
-    )
-
-
-def _moved_towards(
-    average: jax.Array, sample: jax.Array, coefficient: jax.Array
-) -> jax.Array:
-    """The average after a sample. What is not finite in one is the other."""
-    away = sample - average
-    return jnp.where(
-        jnp.abs(away) < jnp.inf,
-        average + coefficient * away,
-        jnp.where(jnp.abs(sample) < jnp.inf, sample, average),
     )
 
 

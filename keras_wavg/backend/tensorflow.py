@@ -10,7 +10,7 @@ import numpy
 import tensorflow as tf
 
 from keras_wavg.backend.base import BaseAverages
-from keras_wavg.backend.counting import Counters, advance
+from keras_wavg.backend.counting import Counters, advance, moved_towards
 from keras_wavg.backend.packing import Packing
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
@@ -161,7 +161,7 @@ class Averages(BaseAverages):
             _assign(
                 averages,
                 [
-                    _moved_towards(average, sample, coefficient)
+                    moved_towards(average, sample, coefficient)
                     for average, sample in zip(averages, samples, strict=True)
                 ],
             )
@@ -216,18 +216,6 @@ def _now(steps: tf.Tensor, reading: Reading) -> tf.Tensor:
         return tf.identity(steps)
     batches = tf.cast(reading.iterations.value, tf.int64)
     return steps + batches // reading.batches_per_step
-
-
-def _moved_towards(
-    average: tf.Variable, sample: tf.Tensor, coefficient: tf.Tensor
-) -> tf.Tensor:
-    """The average after a sample. What is not finite in one is the other."""
-    away = sample - average
-    return tf.where(
-        tf.abs(away) < numpy.inf,
-        average + tf.cast(coefficient, average.dtype) * away,
-        tf.where(tf.abs(sample) < numpy.inf, sample, average),
-    )
 
 
 def _average_dtype(variable: tf.Variable) -> tf.DType:

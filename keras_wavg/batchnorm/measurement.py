@@ -9,7 +9,12 @@ import numpy
 from keras import ops
 
 from keras_wavg import arguments, swapping
-from keras_wavg.backend import assign, attach_weights, randomness_kept
+from keras_wavg.backend import (
+    assign,
+    attach_weights,
+    host_copies,
+    randomness_kept,
+)
 from keras_wavg.batchnorm.moments import combination
 from keras_wavg.batchnorm.probe import Probe, watched
 from keras_wavg.keras_private import flattened_layers
@@ -280,15 +285,10 @@ def _finite(variable: Any, value: numpy.ndarray) -> Any:
 
 def _assign(pairs: list[tuple[Any, Any]]) -> None:
     """All or, if interrupted, none."""
-    # Copies, because torch would show its own memory.
-    before = [
-        (variable, numpy.array(ops.convert_to_numpy(variable)))
-        for variable, _ in pairs
-    ]
+    variables = [variable for variable, _ in pairs]
+    before = host_copies(variables)
     try:
-        for variable, value in pairs:
-            assign([variable], [value])
+        assign(variables, [value for _, value in pairs])
     except BaseException:
-        for variable, value in before:
-            assign([variable], [value])
+        assign(variables, before)
         raise

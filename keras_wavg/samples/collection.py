@@ -95,7 +95,7 @@ def _finite_or(array: numpy.ndarray, other: numpy.ndarray) -> numpy.ndarray:
 
 def _values_of(variables: Sequence[Any]) -> Arrays:
     """The values of variables as NumPy arrays of their own."""
-    return owned([keras.ops.copy(variable.value) for variable in variables])
+    return [keras.ops.convert_to_numpy(a) for a in host_copies(variables)]
 
 
 def numbers(name: str, count: int) -> list[str]:

@@ -268,7 +268,7 @@ def test_weights_loaded_between_two_fits_count(dense):
     fit(dense, ema)
     loaded = [w * 0.9 for w in dense.get_weights()]
     dense.set_weights(loaded)
-    with pytest.warns(match="starts anew: 4 weights"):
+    with pytest.warns(match="starts anew: 4 weights, 'sequential.*replaced"):
         fit(dense, samples, ema)
     assert equal(samples.initial, loaded)
     assert_average(ema, samples.weights)

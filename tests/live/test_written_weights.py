@@ -140,17 +140,6 @@ def test_a_writer_and_data_of_unknown_length_are_right_in_any_order():
         assert probe.counts(ema).averaged == 6
 
 
-def test_trained_weights_that_are_replaced_begin_a_new_average_with_a_warning():
-    model, ema, samples = dense(), EMA(0.9), Samples()
-    fit(model, ema)
-    new = [w * 0.9 for w in model.get_weights()]
-    model.set_weights(new)
-    with pytest.warns(match="starts anew: 4 weights, 'sequential.*replaced"):
-        fit(model, samples, ema)
-    assert equal(samples.initial, new)
-    assert_average(ema, samples)
-
-
 def test_one_trained_weight_that_is_replaced_is_kept_and_the_others_are_raw():
     model, ema, samples = dense(), EMA(0.9), Samples()
     fit(model, samples, ema)

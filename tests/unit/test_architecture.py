@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "keras_private": "keras",
     "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",
-    "clock included sampling state": f"{NEUTRAL} keras numpy",
+    "clock finite included sampling state": f"{NEUTRAL} keras numpy",
     "adapters": "keras_private keras",
     "backend": "schedules clock keras_private keras numpy jax tensorflow torch",
     "plan": f"{NEUTRAL} sampling backend",
@@ -34,8 +34,8 @@ MAY_IMPORT = {
     "ensemble": "arguments backend keras numpy",
     "samples": "atomic schedules clock saveable backend ensemble keras numpy",
     "batchnorm": "arguments keras_private backend swapping keras numpy",
-    "running shadow": "warning adapters backend clock included plan state "
-    "swapping keras numpy",
+    "running shadow": "warning adapters backend clock finite included plan "
+    "state swapping keras numpy",
     "callbacks": f"{NEUTRAL} warning running shadow swapping included plan "
     "sampling saveable backend samples batchnorm ensemble keras numpy",
     "plots": "arguments profile ensemble keras numpy matplotlib",
