@@ -316,3 +316,18 @@ def raw_weights_back(model: Any) -> None:
                 "change.",
             )
     swapping.give_back(model.weights)
+
+
+@contextlib.contextmanager
+def weights_kept(model: Any) -> Iterator[None]:
+    """Context after which a model holds what it held on entering.
+
+    Args:
+        model: A Keras model.
+
+    Yields:
+        `None`.
+    """
+    attach_weights(model)
+    with swapping.kept(model.weights), weights_survive(model):
+        yield

@@ -18,7 +18,7 @@ from keras_wavg.plan import Plan
 from keras_wavg.profile import ATTRIBUTE, Profile
 from keras_wavg.running import RunningAverage
 from keras_wavg.saveable import attach, is_attached, save_weights_alone
-from keras_wavg.shadow import Shadow, raw_weights_back
+from keras_wavg.shadow import Shadow, raw_weights_back, weights_kept
 
 
 class WeightAveraging(keras.callbacks.Callback, abc.ABC):
@@ -236,7 +236,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         self._require_model()
         shadow = self._average()
         if shadow is None:
-            yield
+            with weights_kept(self.model):
+                yield
             return
         shadow.require_current()
         with shadow.applied():

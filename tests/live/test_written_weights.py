@@ -315,3 +315,19 @@ def test_a_context_gives_an_average_back_that_was_restored_by_hand_in_it():
     assert equal(model.get_weights(), shown)
     fit(model, samples, ema)
     assert_average(ema, samples)
+
+
+def test_a_context_without_an_average_yet_gives_back_what_it_found():
+    model, ema, none = dense(), EMA(0.9), EMA(0.5, swap=False, name="none")
+    fit(model, ema)
+    averaged = model.get_weights()
+    none.set_model(model)
+    with none.applied():
+        assert equal(model.get_weights(), averaged)
+        ema.restore()
+    assert equal(model.get_weights(), averaged)
+    ema.restore()
+    raw = model.get_weights()
+    with none.applied():
+        ema.apply()
+    assert equal(model.get_weights(), raw)
