@@ -1,7 +1,7 @@
 """Which optimizer step is it? Told from `fit`'s hooks, not from the device."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import keras
 
@@ -29,6 +29,68 @@ class Reading:
         return self.steps + batches // self.batches_per_step
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How the batches of one `fit` become optimizer steps.
+
+    Args:
+        optimizer: The model's optimizer, or `None`.
+        iterations: Variable that holds its count of batches, or `None`.
+        batches_per_step: Integer, its gradient accumulation.
+        batches_per_hook: Integer, `steps_per_execution`.
+        batches_in_epoch: Integer, or `None` if nobody knows.
+    """
+
+    optimizer: Any = None
+    iterations: Any = None
+    batches_per_step: int = 1
+    batches_per_hook: int = 1
+    batches_in_epoch: int | None = None
+
+    @classmethod
+    def of(cls, model: Any, batches_in_epoch: int | None) -> Self:
+        """The pace of a `fit` of a compiled model."""
+        optimizer: Any = getattr(model, "optimizer", None)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        accumulated = getattr(inner, "gradient_accumulation_steps", None)
+        return cls(
+            optimizer,
+            _iterations(inner),
+            accumulated or 1,
+            model.steps_per_execution,
+            batches_in_epoch,
+        )
+
+    @property
+    def is_known_to_hooks(self) -> bool:
+        """Whether hooks tell all: no step is skipped, no group is short."""
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        may_be_short = (
+            self.batches_per_hook > 1 and self.batches_in_epoch is None
+        )
+        return self.iterations is None or not (scaled or may_be_short)
+
+    def optimizer_steps(self) -> int:
+        """The optimizer's count of steps. Waits for the device."""
+        return self._optimizer_batches() // self.batches_per_step
+
+    def batches_into_step(self) -> int:
+        """The batches whose gradients have been accumulated so far."""
+        if self.batches_per_step == 1:
+            return 0
+        return self._optimizer_batches() % self.batches_per_step
+
+    def counts(self) -> list[float]:
+        """What moves whenever the optimizer is stepped, or skips a step."""
+        names = {"iteration", "step_counter", "dynamic_scale"}
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        both = {id(v): v for o in (self.optimizer, inner) for v in o.variables}
+        return [_number(v) for v in both.values() if v.name in names]
+
+    def _optimizer_batches(self) -> int:
+        return 0 if self.iterations is None else int(_number(self.iterations))
+
+
 class StepClock:
     """Counts optimizer steps over one or several calls of `fit`.
 
@@ -47,14 +109,10 @@ class StepClock:
     def __init__(self) -> None:
         self.now = 0
         self._offset = 0
-        self._iterations = None
+        self._pace = Pace()
         self._host_knows = True
-        self._batches_per_step = 1
         self._batches_into_step = 0
         self._batches_seen = 0
-        self._batches_in_epoch: int | None = None
-        self._batches_per_hook = 1
-        self._optimizer: Any = None
         self._first_counts: list[float] = []
 
     def begin_fit(self, model: Any, batches_in_epoch: int | None) -> None:
@@ -65,22 +123,10 @@ class StepClock:
             batches_in_epoch: Integer, or `None` if nobody knows.
         """
         self._trust_optimizer()
-        optimizer: Any = getattr(model, "optimizer", None)
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        inner = optimizer.inner_optimizer if scaled else optimizer
-        steps = getattr(inner, "gradient_accumulation_steps", None)
-        iterations = _iterations(inner)
-        self._batches_per_hook = model.steps_per_execution
-        self._batches_per_step = steps or 1
-        self._batches_in_epoch = batches_in_epoch
-        self._host_knows = iterations is None or (
-            not scaled
-            and (self._batches_per_hook == 1 or batches_in_epoch is not None)
-        )
-        self._iterations = iterations
+        self._pace = pace = Pace.of(model, batches_in_epoch)
+        self._host_knows = pace.is_known_to_hooks
         self.go_on_from(self.now)
-        self._optimizer = optimizer
-        self._first_counts = [] if self._host_knows else _counts(optimizer)
+        self._first_counts = [] if self._host_knows else pace.counts()
 
     def go_on_from(self, now: int) -> None:
         """Continue a count, whose optimizer counts on from where it is.
@@ -89,7 +135,7 @@ class StepClock:
             now: Integer, the time in optimizer steps.
         """
         self.now = now
-        self._offset = now - self._optimizer_steps()
+        self._offset = now - self._pace.optimizer_steps()
 
     def exact_now(self) -> int:
         """The time, read back from the device where only that knows."""
@@ -99,11 +145,7 @@ class StepClock:
     def begin_epoch(self) -> None:
         """Read the optimizer's count, where it matters."""
         self._batches_seen = 0
-        self._batches_into_step = 0
-        if self._batches_per_step > 1:
-            self._batches_into_step = (
-                self._optimizer_batches() % self._batches_per_step
-            )
+        self._batches_into_step = self._pace.batches_into_step()
         self._trust_optimizer()
 
     @property
@@ -120,26 +162,26 @@ class StepClock:
             tell when an update is due.
         """
         # Not the hook's `batch`: Keras 3.10 gives the first of a group.
-        ended = self._batches_seen + self._batches_per_hook
-        if self._batches_in_epoch is not None:
-            ended = min(ended, self._batches_in_epoch)
+        pace = self._pace
+        ended = self._batches_seen + pace.batches_per_hook
+        if pace.batches_in_epoch is not None:
+            ended = min(ended, pace.batches_in_epoch)
         self._batches_into_step += ended - self._batches_seen
         self._batches_seen = ended
         steps, self._batches_into_step = divmod(
-            self._batches_into_step, self._batches_per_step
+            self._batches_into_step, pace.batches_per_step
         )
         self.now += steps
         if self.asks_the_optimizer:
             # One that is built meanwhile has more of them.
-            is_idle = _counts(self._optimizer) == self._first_counts
-            self._host_knows = is_idle
+            self._host_knows = pace.counts() == self._first_counts
             self._first_counts = []
         return steps
 
     @property
     def steps_per_hook(self) -> int:
         """The most optimizer steps between two hooks."""
-        return -(-self._batches_per_hook // self._batches_per_step)
+        return -(-self._pace.batches_per_hook // self._pace.batches_per_step)
 
     def end_fit(self) -> None:
         """Settle the count: of later steps only the caller knows."""
@@ -152,36 +194,16 @@ class StepClock:
         self.now += 1
         return 1
 
-    @property
-    def epoch_is_over(self) -> bool:
-        """Whether the last batch of the epoch has ended, as far as known."""
-        return self._batches_seen == self._batches_in_epoch
-
     def reading(self) -> Reading:
         """What an update needs in order to know the time."""
         if self._host_knows:
             return Reading(self.now)
-        return Reading(self._offset, self._iterations, self._batches_per_step)
+        pace = self._pace
+        return Reading(self._offset, pace.iterations, pace.batches_per_step)
 
     def _trust_optimizer(self) -> None:
         if not self._host_knows:
-            self.now = self._offset + self._optimizer_steps()
-
-    def _optimizer_batches(self) -> int:
-        if self._iterations is None:
-            return 0
-        return int(_number(self._iterations))
-
-    def _optimizer_steps(self) -> int:
-        return self._optimizer_batches() // self._batches_per_step
-
-
-def _counts(optimizer: Any) -> list[float]:
-    """What moves whenever an optimizer is stepped, or skips a step."""
-    names = {"iteration", "step_counter", "dynamic_scale"}
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    both = {id(v): v for o in (optimizer, inner) for v in o.variables}
-    return [_number(v) for v in both.values() if v.name in names]
+            self.now = self._offset + self._pace.optimizer_steps()
 
 
 def _number(variable: Any) -> float:

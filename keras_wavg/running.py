@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from keras_wavg import swapping
+from keras_wavg.averages.counting import Counters
 from keras_wavg.backend import attach_weights
-from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import StepClock
 from keras_wavg.included import averaged_variables
 from keras_wavg.plan import Plan
@@ -96,7 +96,7 @@ class RunningAverage:
         """Start at the weights of now, if that is what the plan asks."""
         now, start = self.clock.now, self._sampling.start
         if (
-            self._plan.starts_from_initial
+            self._plan.method.starts_from_initial
             and now <= start < now + self.clock.steps_per_hook
         ):
             if not self.model.built:
@@ -117,7 +117,7 @@ class RunningAverage:
     def samples(self) -> tuple[Sequence[float], int]:
         """The times of the samples and that of now, in optimizer steps."""
         last, count = self._current_shadow().counters
-        if not self._plan.counts_samples:
+        if not self._plan.method.counts_samples:
             count = -(-count // self._sampling.every)
         times = self._sampling.times(int(count), int(last))
         return times, self.clock.exact_now()
@@ -161,7 +161,7 @@ class RunningAverage:
         if not arrays:
             return None
         variables = averaged_variables(self.model, self._plan.include)
-        state = from_dict(arrays, variables, self._plan.kept)
+        state = from_dict(arrays, variables, self._plan.method.keeps)
         require_finite(state, variables)
         return state
 
@@ -225,7 +225,7 @@ class RunningAverage:
         )
         if self._pending >= self._sampling.every:
             self._pending %= self._sampling.every
-            self._update()
+            self._begun_shadow().update(self.clock.reading())
 
     def _is_overwriting_due(self, steps: int) -> bool:
         every = self._plan.overwrite_every
@@ -234,11 +234,11 @@ class RunningAverage:
             return False
         return self.shadow is not None and self.shadow.exists
 
-    def _update(self) -> None:
+    def _begun_shadow(self) -> Shadow:
         if not self._updated:
             self._require_beginning()
             self._updated = True
-        self._current_shadow().update(self.clock.reading())
+        return self._current_shadow()
 
     def _current_shadow(self) -> Shadow:
         if self.shadow is None:
@@ -246,7 +246,7 @@ class RunningAverage:
         return self.shadow
 
     def _require_beginning(self) -> None:
-        if not self._plan.starts_from_initial:
+        if not self._plan.method.starts_from_initial:
             return
         if self.shadow is None or not self.shadow.bind():
             self._refuse_an_unbuilt_model()

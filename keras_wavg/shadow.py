@@ -10,13 +10,13 @@ import numpy
 
 from keras_wavg import swapping
 from keras_wavg.adapters import merged_in_files, refuse_a_part
+from keras_wavg.averages.counting import Counters
 from keras_wavg.backend import (
     assign,
     attach_weights,
     host_copies,
     weights_survive,
 )
-from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
 from keras_wavg.finite import not_finite
 from keras_wavg.included import averaged_variables
@@ -33,7 +33,7 @@ class Shadow:
         plan: A `Plan`. A model has one average of a name at most.
 
     Attributes:
-        averages: What `plan.averages` made.
+        averages: The `Accumulator`.
         begun: Whether there are averages, or a beginning of them.
         replaced: Paths of the trained weights that somebody wrote to while
             they held the average.
@@ -50,7 +50,7 @@ class Shadow:
         self._plan = plan
         self._variables = averaged_variables(model, plan.include)
         refuse_a_part(model, self._variables)
-        self.averages = plan.averages(self._variables)
+        self.averages: Any = plan.method.accumulator(self._variables)
         self.averages.bind(model)
         self.begun = False
         self.replaced: list[str] = []
@@ -255,7 +255,8 @@ class Shadow:
             )
         ]
         averages = self.averages.read() if needed else []
-        kept = self.averages.kept() if self._plan.kept(self.steps) else {}
+        keeps = self._plan.method.keeps(self.steps)
+        kept = self.averages.kept() if keeps else {}
         numbered = {name: dict(enumerate(a)) for name, a in kept.items()}
         return {i: averages[i] for i in needed}, raw, numbered
 

@@ -6,7 +6,7 @@ A state is a flat dict of arrays:
 - `average_<i>`, the average of the i-th averaged weight, unless the model's own
   entry in the file is that average;
 - `raw_<i>`, its raw value, where the average is in the model;
-- `<name>_<i>`, whatever else the method keeps of it, see `Plan.kept`.
+- `<name>_<i>`, whatever else the method keeps of it, see `Method.keeps`.
 
 So a file grows by one copy of the weights, whichever of the two the model
 holds. Averages of half-precision weights are float32, and always there.

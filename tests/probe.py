@@ -77,7 +77,7 @@ def buffers(average: Any) -> list[Any]:
 def kept(average: Any) -> dict[str, Arrays]:
     """What a method keeps besides its average, by name."""
     shadow = average._shadow
-    if shadow is None or not shadow._plan.kept(shadow.steps):
+    if shadow is None or not shadow._plan.method.keeps(shadow.steps):
         return {}
     return {
         name: [*map(keras.ops.convert_to_numpy, arrays)]

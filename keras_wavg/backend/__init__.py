@@ -1,12 +1,7 @@
-"""The float32 averages of the running backend, one small module for each.
+"""Values of Keras variables, as the running backend has them.
 
-These are the only modules that know JAX, TensorFlow or torch. Each has one
-class, `Averages`, with the methods of `base.py`. An update is one fused call,
-and nothing is read back.
-
-`device` is `None`, and the averages live where their weights do, or `"cpu"`:
-they and, while an average is in the model, the raw weights live in host memory,
-and an accelerator holds nothing of ours between updates.
+Besides `keras_wavg.averages`, these are the only modules that know JAX,
+TensorFlow or torch.
 """
 
 import contextlib
@@ -17,41 +12,29 @@ from typing import Any
 import keras
 
 from keras_wavg.keras_private import has_value
-from keras_wavg.schedules import Schedule
 
 
-def _module() -> Any:
-    backend = keras.config.backend()
+def name_of_backend() -> str:
+    """The running backend.
+
+    Returns:
+        `"jax"`, `"tensorflow"` or `"torch"`.
+
+    Raises:
+        NotImplementedError: If it is another one.
+    """
+    backend: str = keras.config.backend()
     if backend not in {"jax", "tensorflow", "torch"}:
         raise NotImplementedError(
             "Averaging in training works on the JAX, TensorFlow and torch "
             f"backends. Received: keras.config.backend()={backend!r}. Set the "
             "environment variable `KERAS_BACKEND` before Keras is imported."
         )
-    return importlib.import_module(f"{__name__}.{backend}")
+    return backend
 
 
-def averages_of(
-    variables: Sequence[Any],
-    schedules: Sequence[Schedule],
-    start: int,
-    device: str | None,
-) -> Any:
-    """The `Averages` of some variables, on the running backend.
-
-    Args:
-        variables: Keras variables of floating type.
-        schedules: Sequence of `Schedule`s, one for each average.
-        start: Integer, the optimizer step from which samples count.
-        device: `None` or `"cpu"`.
-
-    Returns:
-        An `Averages`.
-
-    Raises:
-        NotImplementedError: If the backend is none of the three.
-    """
-    return _module().Averages(variables, schedules, start, device)
+def _module() -> Any:
+    return importlib.import_module(f"{__name__}.{name_of_backend()}")
 
 
 def randomness_kept() -> contextlib.AbstractContextManager[Any]:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -135,7 +135,8 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         Raises:
             ValueError: If there is no average yet.
         """
-        return self._profile_by(self._plan.profile)
+        self._required_average()
+        return self._plan.method.profile(*self._running.samples())
 
     def save_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Save the averaged weights, and nothing else, for use in any model.
@@ -392,12 +393,6 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
 
     def _make_ready(self) -> None:
         """Is called before the average in the model is looked at."""
-
-    def _profile_by(
-        self, profile_of: Callable[[Sequence[float], int], Profile]
-    ) -> Profile:
-        self._required_average()
-        return profile_of(*self._running.samples())
 
     def _save(
         self,

@@ -1,19 +1,12 @@
 """Exponential moving average of the weights, corrected for its lag."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import replace
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
+from keras_wavg.averages.lag_corrected import Fading, LagCorrection
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.plan import Plan
-from keras_wavg.profile import Profile
-from keras_wavg.samples.bema import (
-    Fading,
-    LagCorrected,
-    lag_corrected_keeps,
-)
 from keras_wavg.sampling import EverySteps
 
 
@@ -114,28 +107,12 @@ class BEMA(WeightAveraging):
         fading = functools.partial(
             Fading, lag=self.lag, multiplier=self.multiplier
         )
-        self._moving = fading(self.ema_power)
-        self._correcting = fading(self.bias_power)
         plan = Plan(
             name=arguments.name(name, "bema"),
-            averages=functools.partial(
-                LagCorrected,
-                moving=self._moving,
-                correcting=self._correcting,
-                start=self.start,
+            method=LagCorrection(
+                fading(self.ema_power), fading(self.bias_power), self.start
             ),
             sampling=EverySteps(self.every, self.start),
             include=arguments.include(include),
-            starts_from_initial=True,
-            kept=lag_corrected_keeps,
-            profile=self._profile,
         )
         super().__init__(plan, swap=swap)
-
-    def _profile(self, times: Sequence[float], steps: int) -> Profile:
-        ema = Profile.of_schedule(self._moving, times, steps, self.start)
-        corrected = self._correcting.coefficient(times[-1] - self.start, 1)
-        shares = ema.shares.copy()
-        shares[-1] += corrected
-        shares[0] -= corrected
-        return replace(ema, shares=shares)

@@ -4,8 +4,9 @@ from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
+from keras_wavg.averages.scheduled import Scheduled
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import scheduled_plan
+from keras_wavg.plan import Plan
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import (
     BiasCorrected,
@@ -150,12 +151,15 @@ class EMA(WeightAveraging):
         self.start = arguments.integer("start", start, at_least=0)
         decays = WarmUpDecay if warmup else ConstantDecay
         schedules = BiasCorrected if bias_correction else FromInitial
-        plan = scheduled_plan(
-            [schedules(decays(self.decay))],
-            EverySteps(self.every, self.start),
+        plan = Plan(
             name=arguments.name(name, "ema"),
+            method=Scheduled(
+                (schedules(decays(self.decay)),),
+                self.start,
+                arguments.device(device),
+            ),
+            sampling=EverySteps(self.every, self.start),
             include=arguments.include(include),
-            device=arguments.device(device),
             overwrite_every=arguments.integer_or_none(
                 "overwrite_every", overwrite_every, at_least=1
             ),

@@ -1,18 +1,17 @@
 """What the averages of epochs have in common: when, and BatchNormalization."""
 
 import abc
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
+from keras_wavg.averages.base import Method
 from keras_wavg.batchnorm import Measurement
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.included import averaged_variables
-from keras_wavg.plan import Plan, nothing
-from keras_wavg.profile import Profile
+from keras_wavg.plan import Plan
 from keras_wavg.sampling import EveryEpochs, EverySteps, Sampling
 
 
@@ -20,9 +19,7 @@ class EpochAveraging(WeightAveraging, abc.ABC):
     """Averages samples taken at the ends of epochs or cycles. Abstract.
 
     Args:
-        averages: See `Plan`.
-        kept: See `Plan`.
-        profile: See `Plan`.
+        method: A `Method`.
         start_epoch: Integer, the first epoch that counts, from 0 on.
         every: Positive integer, epochs from one sample to the next.
         every_steps: Positive integer, optimizer steps instead, or `None`.
@@ -34,10 +31,8 @@ class EpochAveraging(WeightAveraging, abc.ABC):
 
     def __init__(
         self,
-        averages: Callable[[Sequence[Any]], Any],
+        method: Method,
         *,
-        kept: Callable[[int], Sequence[str]] = nothing,
-        profile: Callable[[Sequence[float], int], Profile] = Profile.mean,
         start_epoch: int,
         every: int,
         every_steps: int | None,
@@ -56,11 +51,9 @@ class EpochAveraging(WeightAveraging, abc.ABC):
         self.bn_data = arguments.repeatable("bn_data", bn_data)
         plan = Plan(
             name=arguments.name(name, type(self).__name__.lower()),
-            averages=averages,
+            method=method,
             sampling=self._sampling(),
             include=arguments.include(include),
-            kept=kept,
-            profile=profile,
         )
         super().__init__(plan, swap=swap)
 

@@ -1,7 +1,6 @@
 """Fast geometric ensembling."""
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 
 from keras_wavg import arguments, swapping
 from keras_wavg.arguments import Include
+from keras_wavg.averages.members import Ensemble
 from keras_wavg.backend import weights_survive
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.ensemble import mean_prediction
-from keras_wavg.plan import Plan, nothing
-from keras_wavg.samples.members import MemberFiles, Members, members_keep
+from keras_wavg.plan import Plan
 from keras_wavg.sampling import EverySteps
 
 
@@ -83,16 +82,13 @@ class FGE(WeightAveraging):
         self.folder = folder
         plan = Plan(
             name=arguments.name(name, "fge"),
-            averages=Members
-            if folder is None
-            else functools.partial(MemberFiles, folder=Path(folder)),
+            method=Ensemble(None if folder is None else Path(folder)),
             sampling=EverySteps(
                 self.cycle_steps,
                 self.start,
                 head_start=self.cycle_steps // 2,
             ),
             include=arguments.include(include),
-            kept=members_keep if folder is None else nothing,
         )
         super().__init__(plan, swap=False)
 

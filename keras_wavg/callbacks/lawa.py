@@ -1,14 +1,11 @@
 """Latest weight averaging."""
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
+from keras_wavg.averages.window import LatestMean
 from keras_wavg.callbacks.epochs import EpochAveraging
-from keras_wavg.profile import Profile
-from keras_wavg.samples.window import Window, window_keeps
 
 
 class LAWA(EpochAveraging):
@@ -68,9 +65,7 @@ class LAWA(EpochAveraging):
     ) -> None:
         self.window = arguments.integer("window", window, at_least=1)
         super().__init__(
-            functools.partial(Window, size=self.window),
-            kept=functools.partial(window_keeps, self.window),
-            profile=self._profile,
+            LatestMean(self.window),
             start_epoch=start_epoch,
             every=every,
             every_steps=every_steps,
@@ -79,6 +74,3 @@ class LAWA(EpochAveraging):
             include=include,
             name=name,
         )
-
-    def _profile(self, times: Sequence[float], steps: int) -> Profile:
-        return Profile.mean(times[-self.window :], steps)

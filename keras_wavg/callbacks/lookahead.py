@@ -2,8 +2,9 @@
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
+from keras_wavg.averages.scheduled import Scheduled
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import scheduled_plan
+from keras_wavg.plan import Plan
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import ConstantDecay, FromInitial
 
@@ -57,10 +58,10 @@ class Lookahead(WeightAveraging):
         self.every = arguments.integer("every", every, at_least=1)
         self.alpha = arguments.share("alpha", alpha)
         decay = (1 - self.alpha) ** (1 / self.every)
-        plan = scheduled_plan(
-            [FromInitial(ConstantDecay(decay))],
-            EverySteps(self.every),
+        plan = Plan(
             name=arguments.name(name, "lookahead"),
+            method=Scheduled((FromInitial(ConstantDecay(decay)),)),
+            sampling=EverySteps(self.every),
             include=arguments.include(include),
             overwrite_every=self.every,
         )

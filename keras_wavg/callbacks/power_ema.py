@@ -11,8 +11,9 @@ import numpy
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
+from keras_wavg.averages.scheduled import Scheduled
 from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import scheduled_plan
+from keras_wavg.plan import Plan
 from keras_wavg.profile import Profile, exponent_from_sigma_rel
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import Power
@@ -87,14 +88,15 @@ class PowerEMA(WeightAveraging):
         self.snapshot_every = arguments.integer(
             "snapshot_every", snapshot_every, at_least=1
         )
-        schedules = [Power(exponent_from_sigma_rel(s)) for s in self.sigma_rel]
-        self._schedules = schedules
-        plan = scheduled_plan(
-            schedules,
-            EverySteps(self.every),
+        exponents = map(exponent_from_sigma_rel, self.sigma_rel)
+        self._method = Scheduled(
+            tuple(map(Power, exponents)), device=arguments.device(device)
+        )
+        plan = Plan(
             name=arguments.name(name, "power_ema"),
+            method=self._method,
+            sampling=EverySteps(self.every),
             include=arguments.include(include),
-            device=arguments.device(device),
         )
         super().__init__(plan, swap=swap)
 
@@ -110,10 +112,10 @@ class PowerEMA(WeightAveraging):
         Raises:
             ValueError: If there is no average yet, or none of that width.
         """
-        schedule = self._schedules[self._index(sigma_rel)]
-        return self._profile_by(
-            functools.partial(Profile.of_schedule, schedule)
-        )
+        index = self._index(sigma_rel)
+        self._required_average()
+        times, now = self._running.samples()
+        return self._method.profile(times, now, index)
 
     def get_weights(
         self, sigma_rel: float | None = None

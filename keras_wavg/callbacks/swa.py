@@ -1,11 +1,10 @@
 """Stochastic weight averaging."""
 
-import functools
 from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
-from keras_wavg.backend import averages_of
+from keras_wavg.averages.scheduled import Scheduled
 from keras_wavg.callbacks.epochs import EpochAveraging
 from keras_wavg.schedules import Uniform
 
@@ -96,14 +95,8 @@ class SWA(EpochAveraging):
         name: str | None = None,
         device: str | None = None,
     ) -> None:
-        averages = functools.partial(
-            averages_of,
-            schedules=[Uniform()],
-            start=0,
-            device=arguments.device(device),
-        )
         super().__init__(
-            averages,
+            Scheduled((Uniform(),), device=arguments.device(device)),
             start_epoch=start_epoch,
             every=every,
             every_steps=every_steps,

@@ -1,7 +1,6 @@
 """SWA-Gaussian: a distribution of weights around their average."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +8,9 @@ import numpy
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
+from keras_wavg.averages.gaussian import GaussianOfSamples
 from keras_wavg.callbacks.epochs import EpochAveraging
 from keras_wavg.ensemble import mean_prediction
-from keras_wavg.samples.gaussian import Gaussian, gaussian_keeps
 
 
 class SWAG(EpochAveraging):
@@ -80,8 +79,7 @@ class SWAG(EpochAveraging):
     ) -> None:
         self.rank = arguments.integer("rank", rank, at_least=2)
         super().__init__(
-            functools.partial(Gaussian, rank=self.rank),
-            kept=functools.partial(gaussian_keeps, self.rank),
+            GaussianOfSamples(self.rank),
             start_epoch=start_epoch,
             every=every,
             every_steps=every_steps,

@@ -27,17 +27,18 @@ MAY_IMPORT = {
     "learning_rates": f"{NEUTRAL} keras",
     "clock finite included sampling state": f"{NEUTRAL} keras numpy",
     "adapters": "keras_private keras",
-    "backend": "schedules clock keras_private keras numpy jax tensorflow torch",
-    "plan": f"{NEUTRAL} sampling backend",
+    "backend": "keras_private keras numpy jax tensorflow torch",
     "saveable": "adapters backend warning keras numpy h5py",
     "swapping": "backend keras_private warning keras",
     "ensemble": "arguments backend keras numpy",
-    "samples": "atomic schedules clock saveable backend ensemble keras numpy",
+    "averages": f"{NEUTRAL} clock saveable backend ensemble keras_private "
+    "keras numpy jax tensorflow torch",
+    "plan": f"{NEUTRAL} sampling averages",
     "batchnorm": "arguments keras_private backend swapping keras numpy",
-    "running shadow": "warning adapters backend clock finite included plan "
-    "state swapping keras numpy",
+    "running shadow": "warning adapters averages backend clock finite included "
+    "plan state swapping keras numpy",
     "callbacks": f"{NEUTRAL} warning running shadow swapping included plan "
-    "sampling saveable backend samples batchnorm ensemble keras numpy",
+    "sampling saveable backend averages batchnorm ensemble keras numpy",
     "plots": "arguments profile ensemble keras numpy matplotlib",
     "soup": "arguments files batchnorm ensemble rich",
     "cli": "profile files numpy rich typer",
@@ -246,8 +247,8 @@ def test_saved_weights_need_neither_keras_nor_h5py_nor_a_backend():
 
 
 def test_another_backend_is_refused_with_what_to_do(monkeypatch):
-    from keras_wavg.backend import averages_of
+    from keras_wavg.averages.scheduled import Scheduled
 
     monkeypatch.setattr("keras.config.backend", lambda: "numpy")
     with pytest.raises(NotImplementedError, match="KERAS_BACKEND"):
-        averages_of([], [Uniform()], 0, None)
+        Scheduled((Uniform(),)).accumulator([])

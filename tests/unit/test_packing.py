@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import equal
 
-from keras_wavg.backend.packing import SMALL, Packing
+from keras_wavg.averages.packing import SMALL, Packing
 
 SHAPES = st.sampled_from(
     [(), (0,), (3,), (2, 2), (SMALL,), (SMALL + 1,), (1, 4, 1)]

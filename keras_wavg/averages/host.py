@@ -1,4 +1,4 @@
-"""From the weights of a model to samples in host memory."""
+"""Averages in host memory, most of which keep the samples they are made of."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -7,15 +7,16 @@ from typing import Any
 import keras
 import numpy
 
+from keras_wavg.averages.base import Accumulator
+from keras_wavg.averages.counting import Counters
 from keras_wavg.backend import attach_weights, host_copies
-from keras_wavg.backend.counting import Counters
 from keras_wavg.clock import Reading
 
 Arrays = list[numpy.ndarray]
 
 
-class Collection(abc.ABC):
-    """Samples of variables, and their average. Abstract.
+class HostAverage(Accumulator):
+    """An average of samples in host memory. Abstract.
 
     Args:
         variables: Keras variables of floating type.
@@ -24,11 +25,17 @@ class Collection(abc.ABC):
     def __init__(self, variables: Sequence[Any]) -> None:
         self._variables = list(variables)
         self._average: Arrays = []
-        self.counters = Counters(0, 0)
+        self._counters = Counters(0, 0)
 
-    def bind(self, model: Any) -> None:
-        """Nothing to learn: the variables are read where they are."""
-        del model
+    @property
+    def counters(self) -> Counters:
+        """The counts, as integers."""
+        return self._counters
+
+    def begin(self, model: Any) -> None:
+        """Let the average be the weights of now."""
+        attach_weights(model)
+        self.load([v.value for v in self._variables], self._counters)
 
     def update(self, model: Any, reading: Reading) -> None:
         """Take a sample of the weights of now.
@@ -37,18 +44,19 @@ class Collection(abc.ABC):
         """
         attach_weights(model)
         now = reading.now()
-        if now <= self.counters.last:
+        if now <= self._counters.last:
             return
         sample = [_averaged_dtype(a) for a in _values_of(self._variables)]
         if self._average:
             sample = [*map(_finite_or, sample, self._average)]
-        self.counters = Counters(now, self.counters.steps + 1)
+        self._counters = Counters(now, self._counters.steps + 1)
         # Elements that were never finite stay so.
         with numpy.errstate(invalid="ignore"):
             self._take(model, sample)
 
-    def read(self) -> Arrays:
+    def read(self, index: int = 0) -> Arrays:
         """The average in the order and shapes of the variables, as copies."""
+        del index
         return [array.copy() for array in self._average]
 
     def copies(self, variables: Sequence[Any]) -> list[Any]:
@@ -58,25 +66,17 @@ class Collection(abc.ABC):
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
         """Let the average and the counts be these, copied."""
         self._average = [_averaged_dtype(array) for array in owned(averages)]
-        self.counters = Counters(*map(int, counters))
-
-    @abc.abstractmethod
-    def kept(self) -> Mapping[str, Arrays]:
-        """What there is besides the average: by name, for each variable."""
-
-    @abc.abstractmethod
-    def keep(self, kept: Mapping[str, Arrays]) -> None:
-        """Take over what `kept` gave."""
+        self._counters = Counters(*map(int, counters))
 
     @abc.abstractmethod
     def _take(self, model: Any, sample: Arrays) -> None:
-        """Make the sample, the `counters.steps`-th one, part of the average."""
+        """Make a sample, the last that is counted, part of the average."""
 
     def _move_average(self, sample: Arrays) -> None:
         if not self._average:
             self._average = [array.copy() for array in sample]
         self._average = [
-            moved_towards(average, array, 1 / self.counters.steps)
+            moved_towards(average, array, 1 / self._counters.steps)
             for average, array in zip(self._average, sample, strict=True)
         ]
 
@@ -108,7 +108,7 @@ def numbered(name: str, lists: Sequence[Arrays]) -> dict[str, Arrays]:
     return dict(zip(numbers(name, len(lists)), lists, strict=True))
 
 
-def in_order(name: str, kept: Mapping[str, Arrays]) -> list[Arrays]:
+def in_order(name: str, kept: Mapping[str, Sequence[Any]]) -> list[Arrays]:
     """Copies of the lists that `numbered` gave such names."""
     count = sum(key.startswith(f"{name}_") for key in kept)
     return [owned(kept[key]) for key in numbers(name, count)]

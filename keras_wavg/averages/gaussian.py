@@ -3,13 +3,15 @@
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy
 
-from keras_wavg.samples.collection import (
+from keras_wavg.averages.base import Method
+from keras_wavg.averages.host import (
     Arrays,
-    Collection,
+    HostAverage,
     in_order,
     numbered,
     numbers,
@@ -20,12 +22,34 @@ from keras_wavg.samples.collection import (
 _LEAST_VARIANCE = 1e-30
 
 
-class Gaussian(Collection):
+@final
+@dataclass(frozen=True)
+class GaussianOfSamples(Method):
+    """Mean and covariance of the samples.
+
+    Args:
+        rank: Integer, the latest deviations that make the low-rank part.
+    """
+
+    rank: int
+
+    def accumulator(self, variables: Sequence[Any]) -> "Gaussian":
+        """A Gaussian of that rank."""
+        return Gaussian(variables, self.rank)
+
+    def keeps(self, steps: int) -> Sequence[str]:
+        """Sums of squares, and the deviations."""
+        deviations = numbers("deviation", min(self.rank, steps))
+        return ["squares", *deviations] if steps else []
+
+
+@final
+class Gaussian(HostAverage):
     """Mean and covariance of the samples.
 
     Args:
         variables: Keras variables of floating type.
-        rank: Integer, the latest deviations that make the low-rank part.
+        rank: See `GaussianOfSamples`.
     """
 
     def __init__(self, variables: Sequence[Any], rank: int) -> None:
@@ -38,7 +62,7 @@ class Gaussian(Collection):
         deviations = numbered("deviation", list(self._deviations))
         return {"squares": self._squares} | deviations
 
-    def keep(self, kept: Mapping[str, Arrays]) -> None:
+    def keep(self, kept: Mapping[str, Sequence[Any]]) -> None:
         """Take them over."""
         self._squares = owned(kept["squares"])
         self._deviations.clear()
@@ -68,7 +92,9 @@ class Gaussian(Collection):
 
     def _noise(self, i: int, shared: numpy.ndarray, rng: Any) -> numpy.ndarray:
         squares = self._squares[i]
-        variance = numpy.maximum(squares / self.counters.steps, _LEAST_VARIANCE)
+        variance = numpy.maximum(
+            squares / self._counters.steps, _LEAST_VARIANCE
+        )
         noise = numpy.sqrt(variance) * rng.standard_normal(squares.shape)
         for factor, deviation in zip(shared, self._deviations, strict=True):
             noise += factor * deviation[i]
@@ -98,9 +124,3 @@ class Gaussian(Collection):
 def _finite(difference: numpy.ndarray) -> numpy.ndarray:
     """Differences, where weights were never finite none."""
     return numpy.where(numpy.isfinite(difference), difference, 0)
-
-
-def gaussian_keeps(rank: int, samples: int) -> Sequence[str]:
-    """The names of what a Gaussian of that rank keeps after so many samples."""
-    deviations = numbers("deviation", min(rank, samples))
-    return ["squares", *deviations] if samples else []

@@ -1,24 +1,50 @@
 """All samples, as the members of an ensemble, and their mean."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from keras_wavg.atomic import replacing
-from keras_wavg.backend import attach_weights
-from keras_wavg.ensemble import weights_given_back
-from keras_wavg.samples.collection import (
+from keras_wavg.averages.base import Method
+from keras_wavg.averages.host import (
     Arrays,
-    Collection,
+    HostAverage,
     in_order,
     numbered,
     numbers,
     owned,
 )
+from keras_wavg.backend import attach_weights
+from keras_wavg.ensemble import weights_given_back
 from keras_wavg.saveable import load_weights_alone, save_weights_alone
 
 
-class Members(Collection):
+@final
+@dataclass(frozen=True)
+class Ensemble(Method):
+    """The mean of all samples, which are the members of an ensemble.
+
+    Args:
+        folder: `pathlib.Path` of the members' files, or `None` to keep them in
+            host memory.
+    """
+
+    folder: Path | None
+
+    def accumulator(self, variables: Sequence[Any]) -> HostAverage:
+        """Members in memory, or in files."""
+        if self.folder is None:
+            return Members(variables)
+        return MemberFiles(variables, self.folder)
+
+    def keeps(self, steps: int) -> Sequence[str]:
+        """The members in memory."""
+        return numbers("member", steps) if self.folder is None else []
+
+
+@final
+class Members(HostAverage):
     """The samples in host memory, and their mean.
 
     Args:
@@ -33,7 +59,7 @@ class Members(Collection):
         """The members, the oldest first."""
         return numbered("member", self._members)
 
-    def keep(self, kept: Mapping[str, Arrays]) -> None:
+    def keep(self, kept: Mapping[str, Sequence[Any]]) -> None:
         """Take the members over."""
         self._members = in_order("member", kept)
 
@@ -48,7 +74,8 @@ class Members(Collection):
         self._move_average(sample)
 
 
-class MemberFiles(Collection):
+@final
+class MemberFiles(HostAverage):
     """The samples in weights files of the whole model, and their mean.
 
     Args:
@@ -60,13 +87,6 @@ class MemberFiles(Collection):
         super().__init__(variables)
         self._folder = folder
 
-    def kept(self) -> Mapping[str, Arrays]:
-        """Nothing: the files stay where they are."""
-        return {}
-
-    def keep(self, kept: Mapping[str, Arrays]) -> None:
-        """Nothing to take over."""
-
     def member(self, model: Any, index: int) -> tuple[list[Any], Arrays]:
         """The variables that make a member, and their values."""
         with weights_given_back(model):
@@ -76,14 +96,9 @@ class MemberFiles(Collection):
 
     def _take(self, model: Any, sample: Arrays) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._file(self.counters.steps - 1)) as written:
+        with replacing(self._file(self._counters.steps - 1)) as written:
             save_weights_alone(model, written)
         self._move_average(sample)
 
     def _file(self, index: int) -> Path:
         return self._folder / f"member_{index + 1:04}.weights.h5"
-
-
-def members_keep(samples: int) -> Sequence[str]:
-    """The names of what is kept of so many members in memory."""
-    return numbers("member", samples)

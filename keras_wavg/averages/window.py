@@ -1,22 +1,50 @@
-"""The latest samples, and their mean."""
+"""The mean of the latest samples."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy
 
-from keras_wavg.samples.collection import (
+from keras_wavg.averages.base import Method
+from keras_wavg.averages.host import (
     Arrays,
-    Collection,
+    HostAverage,
     in_order,
     numbered,
     numbers,
 )
+from keras_wavg.profile import Profile
 
 
-class Window(Collection):
+@final
+@dataclass(frozen=True)
+class LatestMean(Method):
     """The mean of the latest samples.
+
+    Args:
+        size: Positive integer, the most samples in the mean.
+    """
+
+    size: int
+
+    def accumulator(self, variables: Sequence[Any]) -> "Window":
+        """A window of that size."""
+        return Window(variables, self.size)
+
+    def keeps(self, steps: int) -> Sequence[str]:
+        """The samples."""
+        return numbers("sample", min(self.size, steps))
+
+    def profile(self, times: Sequence[float], now: int) -> Profile:
+        """The same share of each of the latest samples."""
+        return Profile.mean(times[-self.size :], now)
+
+
+@final
+class Window(HostAverage):
+    """The latest samples, and their mean.
 
     Args:
         variables: Keras variables of floating type.
@@ -31,7 +59,7 @@ class Window(Collection):
         """The samples, the oldest first."""
         return numbered("sample", list(self._samples))
 
-    def keep(self, kept: Mapping[str, Arrays]) -> None:
+    def keep(self, kept: Mapping[str, Sequence[Any]]) -> None:
         """Take the samples over."""
         self._samples.clear()
         self._samples.extend(in_order("sample", kept))
@@ -49,8 +77,3 @@ def _mean(arrays: Sequence[numpy.ndarray]) -> numpy.ndarray:
     for array in arrays:
         total += array
     return (total / len(arrays)).astype(arrays[0].dtype)
-
-
-def window_keeps(size: int, samples: int) -> Sequence[str]:
-    """The names of what a window of that size keeps after so many samples."""
-    return numbers("sample", min(size, samples))
