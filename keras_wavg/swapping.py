@@ -346,5 +346,7 @@ def _leave_alone(state: Sequence[Any]) -> None:
         warn(
             f"The weight '{state[0].path}'{more}, which no gradient trains, "
             "changed while an average was in the model. It keeps its new "
-            "value, and its average is no longer put in the model.",
+            "value, and its average is no longer put in the model. If that "
+            "value depends on the one before, leave the weight out of the "
+            "average with `include`.",
         )

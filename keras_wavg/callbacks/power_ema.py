@@ -193,7 +193,7 @@ class PowerEMA(WeightAveraging):
         if len(self.sigma_rel) == 1:
             return super().contexts()
         return {
-            f"{self.name}_{width:g}": functools.partial(self.applied, width)
+            f"{self.name}_{width}": functools.partial(self.applied, width)
             for width in self.sigma_rel
         }
 
@@ -208,7 +208,7 @@ class PowerEMA(WeightAveraging):
                 self._write_snapshot(self.snapshots, sigma_rel)
 
     def _write_snapshot(self, folder: Path, sigma_rel: float) -> None:
-        name = f"sigma_{sigma_rel:g}-{self._running.epochs:05}.weights.h5"
+        name = f"sigma_{sigma_rel}-{self._running.epochs:05}.weights.h5"
         self.save_weights(folder / name, sigma_rel)
 
     def _index(self, sigma_rel: float | None) -> int:

@@ -115,6 +115,14 @@ def snapshots(tmp_path_factory):
     return samples, power, folder
 
 
+def test_widths_that_are_nearly_the_same_have_files_of_their_own(tmp_path):
+    widths = (0.1, 0.1 + 1e-9)
+    power = PowerEMA(widths, snapshots=tmp_path)
+    fit(reused.dense(), power, epochs=1)
+    assert len([*tmp_path.iterdir()]) == 2
+    assert [*power.contexts()] == [f"power_ema_{width}" for width in widths]
+
+
 def test_weights_of_any_size_are_averaged(snapshots):
     samples, power, _ = snapshots
     for width in WIDTHS:

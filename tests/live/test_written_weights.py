@@ -62,8 +62,70 @@ class Touch(keras.callbacks.Callback):
         count.assign(count.value + 1.0)
 
 
+class Statistic(keras.layers.Layer):
+    """Tracks the mean of its inputs, also in validation."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(
+            shape=shape[-1:], initializer="zeros", trainable=False, name="mean"
+        )
+
+    def call(self, inputs):
+        mean = keras.ops.mean(inputs, axis=0)
+        self.mean.assign(0.9 * self.mean + 0.1 * mean)
+        return inputs - self.mean
+
+
+@models.seeded
+def tracking():
+    layers = [keras.Input((4,)), Statistic(), keras.layers.Dense(1)]
+    return compiled(keras.Sequential(layers))
+
+
+class Cached(keras.Model):
+    """Keeps the last batch that it was evaluated with."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = models.dense()
+        self.last = self.add_weight(
+            shape=(BATCH, 4), initializer="zeros", trainable=False, name="last"
+        )
+
+    def call(self, inputs, training=False):
+        if not training:
+            self.last.assign(inputs)
+        return self.inner(inputs)
+
+
+@models.seeded
+def caching():
+    model = Cached()
+    model(X[:BATCH])
+    return compiled(model)
+
+
 def count_in(model):
     return float(model.layers[0].count)
+
+
+VALIDATION = {"validation_data": (X, Y), "validation_batch_size": BATCH}
+
+
+@pytest.mark.filterwarnings("ignore:.*which no gradient trains")
+def test_a_cache_that_validation_writes_leaves_training_as_it_is():
+    ema = EMA(0.9)
+    assert losses(caching, ema, **VALIDATION) == losses(caching, **VALIDATION)
+    assert probe.counts(ema).averaged == 12
+
+
+def test_a_statistic_that_validation_moves_is_warned_of_and_can_be_left_out():
+    with pytest.warns(match="mean', which no gradient trains.*`include`"):
+        losses(tracking, ema := EMA(0.9), **VALIDATION)
+    assert probe.counts(ema).averaged == 12
+    plain = losses(tracking, **VALIDATION)
+    without = EMA(0.9, include=lambda path: "mean" not in path)
+    assert losses(tracking, without, **VALIDATION) == plain
 
 
 @pytest.mark.filterwarnings("ignore:.*which no gradient trains")
@@ -123,6 +185,45 @@ def test_a_callback_may_write_after_each_batch_wherever_it_is_listed(
         assert probe.counts(rider).averaged == 12
 
 
+class Target(keras.callbacks.Callback):
+    """Moves a target network, and at times the trained one back to it."""
+
+    def on_train_begin(self, logs=None):
+        self.target = self.model.get_weights()
+        self.batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        weights = self.model.get_weights()
+        self.target = [
+            0.5 * t + 0.5 * w for t, w in zip(self.target, weights, strict=True)
+        ]
+        if self.batches % 3 == 0:
+            self.model.set_weights(self.target)
+
+
+class Prune(keras.callbacks.Callback):
+    """Sets small elements to zero, after batches and at ends of epochs."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        kernel = self.model.layers[0].kernel
+        small = keras.ops.abs(kernel.value) < 0.2
+        kernel.assign(keras.ops.where(small, 0.0, kernel.value))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.on_train_batch_end(0)
+
+
+@pytest.mark.parametrize("writer", [Target, Prune])
+@pytest.mark.parametrize("order", [1, -1])
+def test_target_networks_and_pruning_are_as_without_an_average(writer, order):
+    plain = losses(dense, writer(), validation_data=(X, Y))
+    ema = EMA(0.9)
+    callbacks = [writer(), ema][::order]
+    assert losses(dense, *callbacks, validation_data=(X, Y)) == plain
+    assert probe.counts(ema).averaged == 12
+
+
 def test_a_writer_and_data_of_unknown_length_are_right_in_any_order():
     def train(*callbacks):
         model = dense()
@@ -148,6 +249,19 @@ def test_one_trained_weight_that_is_replaced_is_kept_and_the_others_are_raw():
     ema.restore()
     assert equal(model.get_weights()[:-1], samples.weights[-1][:-1])
     assert bias.value[0] == 7
+
+
+def test_a_file_tells_that_weights_were_replaced(tmp_path):
+    model, ema = dense(), EMA(0.9)
+    fit(model, ema)
+    model.layers[1].bias.assign([7.0])
+    model.save_weights(tmp_path / "a.weights.h5")
+    again = EMA(0.9)
+    other = models.fresh(models.dense, again)
+    other.load_weights(tmp_path / "a.weights.h5")
+    with pytest.warns(match="starts anew: 1 weights"):
+        fit(other, again)
+    assert probe.counts(again).averaged == 12
 
 
 # Other fits
