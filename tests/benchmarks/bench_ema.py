@@ -28,6 +28,7 @@ import numpy
 from peers import flat_lerp, peer_update
 
 from keras_wavg import EMA
+from keras_wavg.callbacks.callback_list import calling_list, move_forward
 from keras_wavg.clock import Reading
 from keras_wavg.shadow import Shadow
 
@@ -172,10 +173,14 @@ class LoopOfAssigns(keras.callbacks.Callback):
 
 
 class EpochClock(keras.callbacks.Callback):
-    """Times an epoch. No batch hook: that would change how Keras dispatches."""
+    """Times the steps of an epoch, without the swaps at its ends.
+
+    It has no batch hook: that would change how Keras dispatches.
+    """
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Start."""
+        """Start, when averages have had their turn, and be before them next."""
+        move_forward(self, calling_list(self).callbacks)
         self._began = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

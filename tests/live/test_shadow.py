@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import BATCH, compiled, data, equal
+from saving import walk
 
 from keras_wavg import EMA
 
@@ -178,6 +179,20 @@ def test_an_interrupted_swap_loses_nothing(model, ema):
     ema.restore()
     assert equal(model.get_weights(), raw)
     ema.apply()
+    ema.restore()
+    assert equal(model.get_weights(), raw)
+
+
+def test_an_interrupted_change_of_averages_loses_nothing(model, ema):
+    ema.restore()
+    raw = model.get_weights()
+    other = EMA(0.5, swap=False, name="other")
+    walk(model, other)
+    model.set_weights(raw)
+    ema.apply()
+    interrupt_after(2, probe.variables(ema))
+    with pytest.raises(KeyboardInterrupt):
+        other.apply()
     ema.restore()
     assert equal(model.get_weights(), raw)
 

@@ -375,6 +375,17 @@ def test_what_is_written_in_a_context_stays():
     assert equal(model.get_weights(), new)
 
 
+def test_what_is_written_in_a_context_stays_where_an_average_was_before():
+    model, one, two = dense(), EMA(0.9), EMA(0.5, swap=False, name="two")
+    fit(model, one, two)
+    new = [w * 0.9 for w in model.get_weights()]
+    with two.applied():
+        model.set_weights(new)
+    assert equal(model.get_weights(), new)
+    one.restore()
+    assert equal(model.get_weights(), new)
+
+
 def test_a_model_whose_weights_were_exchanged_is_refused_and_left_alone():
     model, ema = dense(), EMA(0.9)
     fit(model, ema)
