@@ -286,6 +286,20 @@ def test_a_sharded_run_goes_on_from_its_file(layout, sharded):
 
 
 @on_jax
+def test_a_loaded_average_has_no_part_in_a_sharded_model(layout, sharded):
+    """The step that trains on destroys the arrays that the model had."""
+    x, y = models.data(1)
+    with distributed(layout):
+        model = new()
+        averages = loaded(model, sharded.file)
+        before = all_weights(averages)
+        for _ in range(2):
+            model.train_on_batch(x, y)
+        after = all_weights(averages)
+    assert all(equal(after[name], before[name]) for name in before)
+
+
+@on_jax
 def test_an_orbax_checkpoint_of_a_sharded_run_is_gone_on_from(layout, sharded):
     """Loaded without a distribution, the weights lie where they were."""
     model = new()

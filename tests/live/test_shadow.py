@@ -126,10 +126,24 @@ def test_neither_average_nor_raw_weights_share_memory_with_the_model(
 def test_weights_that_are_trained_while_the_average_is_in_stay(model, ema):
     averaged = model.get_weights()
     model.train_on_batch(X, Y)
+    model.train_on_batch(X, Y)
     trained = model.get_weights()
     assert not equal(trained, averaged)
+    assert equal(ema.get_weights()[0], averaged[0])
     ema.restore()
     assert equal(model.get_weights(), trained)
+
+
+def test_an_average_that_was_loaded_has_no_part_in_the_model(
+    model, ema, tmp_path
+):
+    model.save_weights(tmp_path / "a.weights.h5")
+    model.load_weights(tmp_path / "a.weights.h5")
+    averaged = ema.get_weights()
+    assert probe.is_in_model(ema)
+    model.train_on_batch(X, Y)
+    model.train_on_batch(X, Y)
+    assert equal(ema.get_weights(), averaged)
 
 
 def test_weights_do_not_remember_how_they_were_computed(ema):
