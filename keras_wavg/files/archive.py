@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import errno
+import os
 import shutil
 import struct
 import zipfile
@@ -21,7 +23,10 @@ _DAMAGE = (
     struct.error,
 )
 _MAX_MEMBERS = 10_000
+_MAX_READ = 1 << 20
 _ENCRYPTED = 1
+# Of a member: signature, method, lengths of its name and of what comes after.
+_HEADER = struct.Struct("<4s4xH16x2H")
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # A member may promise this many bytes for each byte of the archive.
 _MAX_RATIO, _MAX_SMALL = 4, 1 << 26
@@ -50,12 +55,17 @@ def open_weights(path: Path) -> Source:
                 f"{WEIGHTS} in it is compressed or encrypted. Load the model "
                 "and save it again"
             )
-        header = whole.read(member.header_offset, 30)
-        name, extra = struct.unpack_from("<2H", header, 26)
-        start = member.header_offset + 30 + name + extra
-        if not header.startswith(b"PK\3\4") or start > whole.size:
-            whole.refuse("it is damaged")
-        return Source(path, start, member.file_size)
+        header = whole.read(member.header_offset, _HEADER.size)
+        signature, method, name, extra = _HEADER.unpack(header)
+        named = whole.read(member.header_offset + _HEADER.size, name)
+        if (signature, method, named) != (
+            b"PK\3\4",
+            zipfile.ZIP_STORED,
+            WEIGHTS.encode(),
+        ):
+            whole.refuse(f"it is damaged: {WEIGHTS} is not where it should be")
+        start = member.header_offset + _HEADER.size + name + extra
+        return Source(path, start, member.file_size, member.CRC)
 
 
 def write_archive(path: Path, weights: Path, like: Path) -> None:
@@ -85,10 +95,51 @@ def write_archive(path: Path, weights: Path, like: Path) -> None:
             shutil.copyfileobj(read, write, 1 << 20)
 
 
+class _Readable:
+    """A source as a file, of which little is read at a time.
+
+    `zipfile` reads the list of members as a whole, however long it is.
+
+    Args:
+        source: A `Source`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._at = 0
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place."""
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._at}
+        at = starts.get(whence, self._source.size) + offset
+        if at < 0:
+            raise OSError(errno.EINVAL, "Before the first byte")
+        self._at = at
+        return at
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes, as many as there are."""
+        left = max(0, self._source.size - self._at)
+        count = left if size < 0 else min(size, left)
+        if count > _MAX_READ:
+            self._source.refuse("the list of its members is too long")
+        data = self._source.read(self._at, count)
+        self._at += count
+        return data
+
+
 @contextlib.contextmanager
 def _archive(source: Source) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(source.path) as archive:
+        with zipfile.ZipFile(_Readable(source)) as archive:
             _check(source, archive)
             yield archive
     except _DAMAGE as error:

@@ -9,7 +9,7 @@ import numpy
 
 from keras_wavg import atomic
 from keras_wavg.files.checkpoint import Opener, suffix_of
-from keras_wavg.files.checksum import checksum, digest
+from keras_wavg.files.checksum import checksum, digest, require_whole
 from keras_wavg.files.factors import factors
 from keras_wavg.files.output import Output
 from keras_wavg.files.plan import FilePlan, make_plan
@@ -299,9 +299,9 @@ def _report(
 ) -> AverageReport:
     compared = dict.fromkeys(plan.compared, "the same in all")
     compared |= dict.fromkeys(summing.differing, "integers that differ")
-    sources = made_of or _source_reports(plan, _checksums(plan, summing))
+    sources = _source_reports(plan, _checksums(plan, summing))
     own = digest(summing.arrays, summing.output_sums)
-    return _described(plan, output, compared, sources, own)
+    return _described(plan, output, compared, made_of or sources, own)
 
 
 def _described(
@@ -323,10 +323,14 @@ def _described(
 
 
 def _checksums(plan: FilePlan, summing: Summing) -> list[str]:
-    if plan.all_match:
-        return [digest(summing.arrays, sums) for sums in summing.source_sums]
-    # Not all of a file has been read.
-    return [checksum(checkpoint) for checkpoint in plan.checkpoints]
+    if not plan.all_match:
+        # Not all of a file has been read.
+        return [checksum(checkpoint) for checkpoint in plan.checkpoints]
+    found = []
+    for one, sums in zip(plan.checkpoints, summing.source_sums, strict=True):
+        require_whole(one, summing.arrays, sums)
+        found.append(digest(summing.arrays, sums))
+    return found
 
 
 def _source_reports(

@@ -16,7 +16,15 @@ from keras_wavg.files.checkpoint import (
     Opener,
     part_of,
 )
-from keras_wavg.files.checksum import checksum, room_for_sums
+from keras_wavg.files.checksum import (
+    checksum,
+    crc32,
+    is_unchanged,
+    require_whole,
+    room_for_sums,
+    sees_order,
+    short,
+)
 from keras_wavg.files.comparison import mismatches
 from keras_wavg.files.hdf5.structure import Array
 from keras_wavg.files.report import table
@@ -36,6 +44,8 @@ class Inspection:
         arrays: Dict from the path of each variable to its `Array`.
         provenance: Dict that `average_checkpoints` left in the file, or `None`.
         checksum: String, of the weights.
+        is_unchanged: Boolean, whether the weights have the checksum that they
+            were written with, or `None` where nobody knows it.
         profile: String, what `Profile` the weights carry, or `None`.
     """
 
@@ -43,6 +53,7 @@ class Inspection:
     arrays: Mapping[str, Array]
     provenance: Mapping[str, Any] | None
     checksum: str
+    is_unchanged: bool | None
     profile: str | None
 
     def __str__(self) -> str:
@@ -67,17 +78,21 @@ class Inspection:
     def _sources(self) -> list[str]:
         if self.provenance is None:
             return []
-        kept = self.provenance["checksum"] == self.checksum
         rows = [
             (
                 s["path"],
                 f"{s['coefficient']:.6g}",
-                s["checksum"][:12],
+                short(s["checksum"]),
             )
             for s in self.provenance["sources"]
         ]
         header = ("averaged from", "coefficient", "checksum")
-        state = "unchanged since" if kept else "CHANGED SINCE"
+        state = "unchanged since" if self.is_unchanged else "CHANGED SINCE"
+        if self.is_unchanged and not sees_order(self.provenance["checksum"]):
+            state += (
+                ", or reordered: the checksum was made by an earlier version "
+                "and does not see order"
+            )
         return [table(header, rows), f"weights: {state}"]
 
 
@@ -109,11 +124,14 @@ def inspect_checkpoint(
         OSError: If it cannot be read.
     """
     with Opener().open(path) as checkpoint:
+        own = checksum(checkpoint, progress)
+        kept = _provenance(checkpoint)
         return Inspection(
             checkpoint.path,
             dict(checkpoint.arrays),
-            _provenance(checkpoint.provenance),
-            checksum(checkpoint, progress),
+            kept,
+            own,
+            is_unchanged(checkpoint, own, kept["checksum"]) if kept else None,
             _profile(checkpoint.groups[""].get(ATTRIBUTE)),
         )
 
@@ -126,10 +144,10 @@ def _profile(text: str | None) -> str | None:
         return None
 
 
-def _provenance(text: str | None) -> dict[str, Any] | None:
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """What an attribute says, if it is of our making."""
     try:
-        kept = json.loads(text or "null")
+        kept = json.loads(checkpoint.provenance or "null")
         return {
             "sources": [
                 {
@@ -248,14 +266,18 @@ def _distances(
     progress: Progress | None,
 ) -> dict[str, Distance]:
     arrays = {p: a for p, a in ours.weights.items() if p not in problems}
-    squares = numpy.zeros((len(room_for_sums(arrays)), 3))
+    sums = room_for_sums(arrays), room_for_sums(arrays)
+    squares = numpy.zeros((len(sums[0]), 3))
 
     def work(block: Block) -> None:
-        one, two = _values(ours, block), _values(theirs, block)
+        one = _values(ours, block, sums[0])
+        two = _values(theirs, block, sums[1])
         apart = numpy.abs(one - two)
         squares[block.index] = apart @ apart, one @ one, apart.max()
 
     for_each(work, arrays, progress)
+    require_whole(ours, arrays, sums[0])
+    require_whole(theirs, arrays, sums[1])
     found = {path: numpy.zeros(3) for path in arrays}
     for block in blocks(arrays):
         row = squares[block.index]
@@ -265,9 +287,12 @@ def _distances(
     return {path: _distance(*found[path]) for path in arrays}
 
 
-def _values(checkpoint: Checkpoint, block: Block) -> numbers.Numbers:
+def _values(
+    checkpoint: Checkpoint, block: Block, sums: numbers.Numbers
+) -> numbers.Numbers:
     data = numpy.empty(block.nbytes, "uint8")
     checkpoint.read_into(block.path, data.data, block.start)
+    sums[block.index] = crc32(data)
     dtype = checkpoint.arrays[block.path].dtype
     if dtype in numbers.FLOATS:
         return numbers.decode(data, dtype).astype("float64")

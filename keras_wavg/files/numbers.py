@@ -61,11 +61,3 @@ def encode(values: Numbers, dtype: str) -> Numbers:
 def is_finite(stored: Numbers, dtype: str) -> bool:
     """Whether neither NaN nor infinity is among stored numbers."""
     return bool(numpy.isfinite(decode(stored, dtype)).all())
-
-
-def bit_sum(stored: Numbers) -> Any:
-    """The sum of bytes, taken as integers of 64 bits, modulo `2**64`."""
-    size = len(stored)
-    if size % 8:
-        stored = numpy.append(stored, numpy.zeros(-size % 8, "uint8"))
-    return numpy.add.reduce(stored.view("uint64"))

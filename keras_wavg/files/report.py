@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from keras_wavg.files.checksum import short
 from keras_wavg.files.source import printable
 
 
@@ -58,10 +59,10 @@ class AverageReport:
 
     def __str__(self) -> str:
         rows = [
-            (str(s.path), f"{s.coefficient:.6g}", s.checksum[:12])
+            (str(s.path), f"{s.coefficient:.6g}", short(s.checksum))
             for s in self.sources
         ]
-        rows.append((str(self.output), "", self.checksum[:12]))
+        rows.append((str(self.output), "", short(self.checksum)))
         header = ("checkpoint", "coefficient", "checksum")
         return "\n".join([table(header, rows), *self._lines()])
 

@@ -15,6 +15,8 @@ class Source:
         path: The file.
         start: Integer, the byte of the file that is the first one here.
         size: Integer, how many bytes there are here, or `None` for all.
+        crc: Integer, the CRC-32 that these bytes are to have, or `None` if
+            nobody knows.
 
     Raises:
         ValueError: If it is not a regular file.
@@ -26,8 +28,10 @@ class Source:
         path: str | os.PathLike[str],
         start: int = 0,
         size: int | None = None,
+        crc: int | None = None,
     ) -> None:
         self.path = Path(path)
+        self.crc = crc
         self._start = start
         self._descriptor: int | None = None
         descriptor = _open(self.path)

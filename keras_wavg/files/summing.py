@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from keras_wavg.files import numbers
-from keras_wavg.files.checksum import room_for_sums
+from keras_wavg.files.checksum import crc32, room_for_sums
 from keras_wavg.files.output import Output
 from keras_wavg.files.plan import FilePlan
 from keras_wavg.files.streaming import BLOCK, Block
@@ -59,7 +59,7 @@ class Summing:
             made = self._compared(block)
         else:
             made = self._read(len(self._order) - 1, block)
-        self.output_sums[block.index] = numbers.bit_sum(made)
+        self.output_sums[block.index] = crc32(made)
         self._output.slot(block.path).write(made.data, block.start)
 
     def _factor(self, number: int) -> float:
@@ -69,7 +69,7 @@ class Summing:
         data = self._buffers.data[: block.nbytes]
         checkpoint = self._plan.checkpoints[number]
         checkpoint.read_into(block.path, data.data, block.start)
-        self.source_sums[number][block.index] = numbers.bit_sum(data)
+        self.source_sums[number][block.index] = crc32(data)
         return data
 
     @numpy.errstate(invalid="ignore", over="ignore")  # It is refused below.

@@ -1,5 +1,7 @@
 """What is in a file, and how far two are apart."""
 
+import hashlib
+import json
 import math
 
 import h5py
@@ -12,6 +14,7 @@ from keras_wavg import (
     diff_checkpoints,
     inspect_checkpoint,
 )
+from keras_wavg.files.streaming import BLOCK
 
 
 @pytest.fixture
@@ -81,6 +84,44 @@ def test_an_average_that_was_changed_afterwards_is_found_out(paths, tmp_path):
     assert "weights: unchanged since" in str(inspect_checkpoint(mean))
     with h5py.File(mean, "a") as file:
         file["a/vars/0"][7, 7] += 1
+    assert "weights: CHANGED SINCE" in str(inspect_checkpoint(mean))
+
+
+@pytest.mark.parametrize("swapped", [(0, 1), (4, 299)])
+def test_weights_in_another_order_are_changed(swapped, paths, tmp_path):
+    """Rows of one block, and of two."""
+    mean = tmp_path / "mean.weights.h5"
+    average_checkpoints(paths, mean)
+    with h5py.File(mean, "a") as file:
+        kernel = file["a/vars/0"][()]
+        kernel[[*swapped]] = kernel[[*reversed(swapped)]]
+        file["a/vars/0"][()] = kernel
+    assert "weights: CHANGED SINCE" in str(inspect_checkpoint(mean))
+
+
+def test_a_checksum_of_an_earlier_version_is_called_what_it_is(paths, tmp_path):
+    """It was the SHA-256 of sums of words, and does not see their order."""
+    mean = tmp_path / "mean.weights.h5"
+    average_checkpoints(paths, mean)
+    kernel = weights_files.read(mean)["a/vars/0"]
+    words = numpy.zeros(4, "<u8")
+    flat = kernel.reshape(-1).view("<u8")
+    half = BLOCK // 2
+    words[:2] = [flat[:half].sum(), flat[half:].sum()]
+    words[3] = 7
+    kinds = [
+        ["a/vars/0", "float32", [300, 1000]],
+        ["a/vars/1", "float32", [3]],
+        ["b/vars/0", "int32", []],
+    ]
+    earlier = hashlib.sha256(json.dumps(kinds).encode() + words.tobytes())
+    with h5py.File(mean, "a") as file:
+        kept = json.loads(file.attrs["keras_wavg"])
+        kept["checksum"] = earlier.hexdigest()
+        file.attrs["keras_wavg"] = json.dumps(kept)
+    assert "unchanged since, or reordered" in str(inspect_checkpoint(mean))
+    with h5py.File(mean, "a") as file:
+        file["a/vars/1"][0] = 1
     assert "weights: CHANGED SINCE" in str(inspect_checkpoint(mean))
 
 

@@ -21,7 +21,7 @@ NEUTRAL = "arguments atomic horizon profile schedules"
 # needs a place here; what lies in a folder has it already.
 MAY_IMPORT = {
     NEUTRAL: "numpy",
-    "files": f"{NEUTRAL} numpy",
+    "files": f"{NEUTRAL} numpy zlib_ng",
     "keras_private": "keras",
     "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",
