@@ -2,13 +2,25 @@
 
 import contextlib
 import os
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from keras_wavg import system
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads to, through links. One to itself leads nowhere."""
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str], *, overwrite: bool = True
+) -> Iterator[Path]:
     """Context that writes a file elsewhere and moves it into place at its end.
 
     Whatever goes wrong, `path` is what it was, or, if the file has parts,
@@ -16,33 +28,71 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     index: they are moved first. What was at `path` is removed before that, so
     it never names the wrong parts.
 
+    What a process that was killed has left of the same file is removed.
+
     Args:
         path: Where the file is to be. A link stays, its target is replaced.
+        overwrite: Boolean, whether files may be replaced. They keep their mode.
+            Defaults to `True`.
 
     Yields:
         `pathlib.Path` with the same file name, for the file to be written to.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
+        FileExistsError: If there is a file, also one that appeared meanwhile,
+            and not `overwrite`. It stays, and nothing is written.
     """
-    target = Path(path).resolve()
-    # In the same folder, because only within a file system is a move atomic.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
-        written = Path(folder) / target.name
+    target = target_of(path)
+    with _folder_beside(target) as folder:
+        written = folder / target.name
         yield written
-        parts = [part for part in Path(folder).iterdir() if part != written]
-        for file in (*parts, written):
-            _sync(file)
-        if parts:
-            target.unlink(missing_ok=True)
-        for file in (*parts, written):
-            file.replace(target.with_name(file.name))
-        _sync(target.parent)
+        parts = [part for part in folder.iterdir() if part != written]
+        files = [*parts, written]
+        for file in files:
+            system.store(file)
+        move = _replace if overwrite else _add
+        move(files, target)
+        system.store(target.parent)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _replace(files: Sequence[Path], target: Path) -> None:
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            file.chmod(stat.S_IMODE(target.with_name(file.name).stat().st_mode))
+    if len(files) > 1:
+        target.unlink(missing_ok=True)
+    for file in files:
+        file.replace(target.with_name(file.name))
+
+
+def _add(files: Sequence[Path], target: Path) -> None:
+    with contextlib.ExitStack() as undo:
+        for file in files:
+            place = target.with_name(file.name)
+            try:
+                system.move_to_free_place(file, place)
+            except FileExistsError as error:
+                raise FileExistsError(
+                    "A file is replaced only with `overwrite=True`. Received: "
+                    f"'{place}', which has appeared meanwhile."
+                ) from error
+            undo.callback(place.unlink)
+        undo.pop_all()
+
+
+@contextlib.contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A new folder, in the same one: a move within a file system is atomic."""
+    # Short, as the name of the file may be as long as a name can be.
+    prefix = f".keras_wavg-{zlib.crc32(os.fsencode(target.name)):08x}-"
+    for left in target.parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), system.locked(left) as is_ours:
+            if is_ours:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
     try:
-        os.fsync(descriptor)
+        with system.locked(folder):
+            yield folder
     finally:
-        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -17,8 +17,8 @@ from keras_wavg.files.average import (
     average_checkpoints,
     planned,
     planned_report,
-    refuse_output,
 )
+from keras_wavg.files.paths import refuse_output
 from keras_wavg.files.select import select_checkpoints
 
 

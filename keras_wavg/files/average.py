@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy
 
 from keras_wavg import atomic
-from keras_wavg.files.checkpoint import Opener, suffix_of
+from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum, digest, require_whole
 from keras_wavg.files.factors import factors
 from keras_wavg.files.output import Output
+from keras_wavg.files.paths import (
+    Paths,
+    archive_like,
+    checked,
+    refuse_output,
+)
 from keras_wavg.files.plan import FilePlan, make_plan
 from keras_wavg.files.report import AverageReport, SourceReport
-from keras_wavg.files.shards import shards_beside
 from keras_wavg.files.streaming import Block, Progress, for_each
 from keras_wavg.files.summing import Summing
 
 _SHARD_SIZE = 5 << 30  # What Keras has in a shard if nobody says.
-
-Paths = Sequence[str | os.PathLike[str]]
 
 
 def average_checkpoints(
@@ -128,12 +131,13 @@ def execute(
     """
     like, shard_size = archive_like(plan, output), _shard_size(plan)
     with (
-        atomic.replacing(output) as written,
+        atomic.replacing(output, overwrite=overwrite) as written,
         Output(written, plan.structure, like, shard_size) as made,
     ):
         for name in made.names:
             # Where a link leads to, its shards are written, too.
-            refuse_output(output.resolve().with_name(name), overwrite=overwrite)
+            place = atomic.target_of(output).with_name(name)
+            refuse_output(place, overwrite=overwrite)
         summing = Summing(plan, made, strict=strict)
         for_each(summing.work, summing.arrays, _of_all(plan, progress))
         _carry(plan, made)
@@ -194,70 +198,6 @@ def planned_report(plan: FilePlan, output: Path) -> AverageReport:
     compared = dict.fromkeys(plan.compared, "if the same in all")
     sources = _source_reports(plan, [""] * len(plan.checkpoints))
     return _described(plan, output, compared, sources, "")
-
-
-def refuse_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot be written."""
-    suffix_of(output, "output")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(
-            f"The folder of `output` must exist. Received: output='{output}'"
-        )
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise FileExistsError(
-            "`output` must not exist, unless `overwrite=True`. Received: "
-            f"output='{output}'"
-        )
-
-
-def checked(paths: Paths) -> list[Path]:
-    """The argument `paths`."""
-    if isinstance(paths, (str, os.PathLike)):
-        raise ValueError(  # noqa: TRY004
-            "`paths` must be a list of checkpoints. Received: "
-            f"paths={paths!r}. See `keras_wavg.select_checkpoints` for those "
-            "in a folder."
-        )
-    given = [Path(path) for path in paths]
-    if not given:
-        raise ValueError(
-            "`paths` must have at least one checkpoint. Received: none"
-        )
-    return given
-
-
-def archive_like(plan: FilePlan, output: Path) -> Path | None:
-    """The `.keras` file whose config a `.keras` output takes, if there is one.
-
-    Raises:
-        ValueError: If it needs one, or if a checkpoint would be replaced.
-    """
-    _refuse_input(plan, output)
-    archives = [
-        checkpoint.path
-        for checkpoint in plan.checkpoints
-        if checkpoint.path.name.endswith(".keras")
-    ]
-    if output.name.endswith(".keras") and not archives:
-        raise ValueError(
-            "A `.keras` file has the config of the model, which only another "
-            f"one has. Received: output='{output}' and no `.keras` among "
-            "`paths`. Write a `.weights.h5`, or add one with weight 0."
-        )
-    return archives[-1] if output.name.endswith(".keras") else None
-
-
-def _refuse_input(plan: FilePlan, output: Path) -> None:
-    """Refuse an output that would replace a checkpoint, as a shard may."""
-    target = output.resolve()
-    for path in (target, *shards_beside(target)):
-        if any(checkpoint.is_at(path) for checkpoint in plan.checkpoints):
-            raise ValueError(
-                "`output` must not be one of the checkpoints that are "
-                "averaged, nor have a shard of the name of one. Received: "
-                f"output='{output}', which would replace '{path}'. Choose "
-                "another name."
-            )
 
 
 def _check_same(plan: FilePlan, like: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from keras_wavg import system
 from keras_wavg.files import shards
 from keras_wavg.files.checkpoint import PROVENANCE, archive_room, suffix_of
 from keras_wavg.files.hdf5.structure import Array, Structure
@@ -23,14 +24,12 @@ class Slot:
 
     def write(self, data: memoryview, start: int) -> None:
         """Write bytes of the array, from its byte `start` on."""
-        done = 0
+        begin, done = self.offset + start, 0
         while done < len(data):
-            at = self.offset + start + done
-            done += os.pwrite(self.descriptor, data[done:], at)
-        if len(data) >= _LARGE and hasattr(os, "posix_fadvise"):
-            # Has Linux begin to bring it to the disk, instead of at the end.
-            at, advice = self.offset + start, os.POSIX_FADV_DONTNEED
-            os.posix_fadvise(self.descriptor, at, len(data), advice)
+            rest = data[done:]
+            done += system.write_at(self.descriptor, rest, begin + done)
+        if len(data) >= _LARGE:
+            system.begin_to_store(self.descriptor, begin, len(data))
 
 
 class Image:
@@ -44,7 +43,7 @@ class Image:
     def __init__(self, path: Path, structure: Structure) -> None:
         self.path = path
         self.structure, self._end = place(structure)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._descriptor = system.open_to_write(path)
 
     def close(self) -> None:
         """Let the file go."""

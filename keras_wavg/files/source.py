@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+from keras_wavg import system
+
 
 class Source:
     """A regular file, or a part of one, open for reading.
@@ -34,7 +36,7 @@ class Source:
         self.crc = crc
         self._start = start
         self._descriptor: int | None = None
-        descriptor = _open(self.path)
+        descriptor = system.open_to_read(self.path)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
@@ -79,14 +81,15 @@ class Source:
         self._require(offset, size)
         if self._descriptor is not None:
             # For a small array, the context below takes longer than the read.
-            count = os.preadv(self._descriptor, [view], self._start + offset)
+            at = self._start + offset
+            count = system.read_at(self._descriptor, view, at)
             if count == size:
                 return
         with self._opened() as descriptor:
             done = 0
             while done < size:
                 at = self._start + offset + done
-                count = os.preadv(descriptor, [view[done:]], at)
+                count = system.read_at(descriptor, view[done:], at)
                 if not count:
                     self.refuse("it became shorter while it was read")
                 done += count
@@ -113,7 +116,7 @@ class Source:
         if self._descriptor is not None:
             yield self._descriptor
             return
-        descriptor = _open(self.path)
+        descriptor = system.open_to_read(self.path)
         try:
             self._check(os.fstat(descriptor))
             yield descriptor
@@ -132,11 +135,6 @@ class Source:
 def printable(text: str) -> str:
     """The text without anything that a terminal would obey."""
     return ascii(text)[1:-1] if not text.isprintable() else text
-
-
-def _open(path: Path) -> int:
-    # A pipe must not wait for its writer.
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _identity(status: os.stat_result) -> tuple[Any, ...]:

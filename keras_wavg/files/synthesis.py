@@ -10,13 +10,9 @@ from typing import Any
 
 import numpy
 
-from keras_wavg.files.average import (
-    Paths,
-    average_checkpoints,
-    checked,
-    refuse_output,
-)
+from keras_wavg.files.average import average_checkpoints
 from keras_wavg.files.checkpoint import Checkpoint, Opener
+from keras_wavg.files.paths import Paths, checked, refuse_output
 from keras_wavg.files.report import AverageReport
 from keras_wavg.files.solution import Solution, solve
 from keras_wavg.horizon import decay_from

@@ -10,13 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from keras_wavg.files.average import (
-    Paths,
-    archive_like,
-    checked,
-    planned,
-    refuse_output,
-)
+from keras_wavg.files.average import planned
+from keras_wavg.files.paths import Paths, archive_like, checked, refuse_output
 from keras_wavg.soup.report import SoupReport, Trial
 from keras_wavg.soup.tasting import Tasting, load_weights
 

@@ -1,10 +1,14 @@
 """Files appear whole or not at all."""
 
+import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from keras_wavg import atomic
+from keras_wavg import atomic, system
 
 
 def test_an_index_is_gone_while_its_parts_are_replaced(tmp_path, monkeypatch):
@@ -39,3 +43,90 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
         write_and_fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def written(path, text, *, meanwhile=lambda: None, **options):
+    """Write a file and a part of it."""
+    with atomic.replacing(path, **options) as new:
+        new.write_text(text)
+        new.with_name("part").write_text(text)
+        meanwhile()
+
+
+@pytest.mark.parametrize("name", ["part", "a.json"])
+def test_a_file_that_appears_meanwhile_is_not_replaced(name, tmp_path):
+    path, other = tmp_path / "a.json", tmp_path / name
+    with pytest.raises(FileExistsError, match=f"{name}', which has appeared"):
+        written(
+            path,
+            "new",
+            meanwhile=lambda: other.write_text("old"),
+            overwrite=False,
+        )
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert other.read_text() == "old"
+
+
+@pytest.mark.parametrize("with_links", [True, False])
+def test_a_place_that_is_free_is_taken(with_links, tmp_path, monkeypatch):
+    if not with_links:
+        monkeypatch.setattr(system, "_link", None)
+    path = tmp_path / "a.json"
+    written(path, "new", overwrite=False)
+    assert {file.name for file in tmp_path.iterdir()} == {"part", "a.json"}
+    assert path.read_text() == "new"
+    with pytest.raises(FileExistsError):
+        written(path, "newer", overwrite=False)
+    assert path.read_text() == "new"
+    assert path.with_name("part").read_text() == "new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no modes")
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    path = tmp_path / "a.json"
+    written(path, "old")
+    path.chmod(0o600)
+    path.with_name("part").chmod(0o640)
+    written(path, "new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.with_name("part").stat().st_mode) == 0o640
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from keras_wavg import atomic, system
+with atomic.replacing(sys.argv[1]) as written:
+    written.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no locks of folders")
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    path, other = tmp_path / "a.json", tmp_path / "b.json"
+    for target in (path, other):
+        subprocess.run([sys.executable, "-c", KILLED, target], check=False)
+    assert len([*tmp_path.iterdir()]) == 2
+    written(path, "new")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert len(names - {"a.json", "part"}) == 1
+    written(other, "new")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"a.json", "b.json", "part"}
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    path = tmp_path / "a.json"
+    with atomic.replacing(path) as outer:
+        outer.write_text("outer")
+        written(path, "inner")
+        assert outer.read_text() == "outer"
+        assert path.read_text() == "inner"
+    assert path.read_text() == "outer"
+
+
+def test_a_link_to_itself_is_no_place_for_a_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.symlink_to(path)
+    with pytest.raises(FileExistsError):
+        written(path, "new", overwrite=False)
