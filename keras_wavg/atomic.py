@@ -75,7 +75,7 @@ def _add(files: Sequence[Path], target: Path) -> None:
             except FileExistsError as error:
                 raise FileExistsError(
                     "A file is replaced only with `overwrite=True`. Received: "
-                    f"'{place}', which has appeared meanwhile."
+                    f"{str(place)!r}, which has appeared meanwhile."
                 ) from error
             undo.callback(place.unlink)
         undo.pop_all()

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_wavg.files.source import Source, printable
+from keras_wavg.files.source import Source, brief
 
 WEIGHTS = "model.weights.h5"
 
@@ -19,6 +19,9 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     RuntimeError,
+    NotImplementedError,
+    UnicodeDecodeError,
+    OverflowError,
     EOFError,
     struct.error,
 )
@@ -143,7 +146,7 @@ def _archive(source: Source) -> Iterator[zipfile.ZipFile]:
             _check(source, archive)
             yield archive
     except _DAMAGE as error:
-        source.refuse(f"it is not a sound zip archive ({error})")
+        source.refuse(f"it is not a sound zip archive ({brief(str(error))})")
 
 
 def _check(source: Source, archive: zipfile.ZipFile) -> None:
@@ -154,7 +157,7 @@ def _check(source: Source, archive: zipfile.ZipFile) -> None:
     for name in names:
         parts = name.replace("\\", "/").split("/")
         if name.startswith("/") or ".." in parts or not name.isprintable():
-            source.refuse(f"it has a member named {printable(name)}")
+            source.refuse(f"it has a member named {brief(name)}")
     if any(m.compress_type not in _METHODS for m in members):
         source.refuse("a member in it is compressed by an unusual method")
     total = sum(member.file_size for member in members)

@@ -22,6 +22,22 @@ def accumulator(dtype: str) -> type[numpy.floating[Any]]:
     return numpy.longdouble if dtype == "float64" else numpy.float64
 
 
+def room_for_cancelling(dtype: str) -> float:
+    """By how much more than its result a sum may be, and still be exact.
+
+    Args:
+        dtype: String, one of `FLOATS`.
+
+    Returns:
+        Float: the accuracy of the type by that of its accumulator.
+    """
+    digits = {"bfloat16": 2.0**-7}
+    own = digits.get(dtype) or float(numpy.finfo(dtype).eps)
+    most = own / float(numpy.finfo(accumulator(dtype)).eps)
+    # Where `longdouble` is no wider than float64.
+    return max(most, 2.0**10)
+
+
 def decode(stored: Numbers, dtype: str) -> Numbers:
     """Floating-point numbers from bytes.
 

@@ -17,12 +17,13 @@ def refuse_output(output: Path, *, overwrite: bool) -> None:
     suffix_of(output, "output")
     if not output.parent.is_dir():
         raise FileNotFoundError(
-            f"The folder of `output` must exist. Received: output='{output}'"
+            "The folder of `output` must exist. Received: "
+            f"output={str(output)!r}"
         )
     if output.is_dir() or (output.exists() and not overwrite):
         raise FileExistsError(
             "`output` must not exist, unless `overwrite=True`. Received: "
-            f"output='{output}'"
+            f"output={str(output)!r}"
         )
 
 
@@ -57,7 +58,7 @@ def archive_like(plan: FilePlan, output: Path) -> Path | None:
     if output.name.endswith(".keras") and not archives:
         raise ValueError(
             "A `.keras` file has the config of the model, which only another "
-            f"one has. Received: output='{output}' and no `.keras` among "
+            f"one has. Received: output={str(output)!r} and no `.keras` among "
             "`paths`. Write a `.weights.h5`, or add one with weight 0."
         )
     return archives[-1] if output.name.endswith(".keras") else None
@@ -71,6 +72,6 @@ def _refuse_input(plan: FilePlan, output: Path) -> None:
             raise ValueError(
                 "`output` must not be one of the checkpoints that are "
                 "averaged, nor have a shard of the name of one. Received: "
-                f"output='{output}', which would replace '{path}'. Choose "
-                "another name."
+                f"output={str(output)!r}, which would replace {str(path)!r}. "
+                "Choose another name."
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from keras_wavg.files.checkpoint import Checkpoint, part_of
 from keras_wavg.files.comparison import are_renamed, listed, mismatches
-from keras_wavg.files.factors import Factors
+from keras_wavg.files.factors import Factors, require_exact
 from keras_wavg.files.hdf5.structure import Array, Structure
 from keras_wavg.files.numbers import FLOATS
 
@@ -97,6 +97,7 @@ def make_plan(
             f"Received: {[c.name for c in checkpoints]}, which share "
             f"{sorted(shared) or 'none'}"
         )
+    require_exact(factors, {shared[path].dtype for path in averaged})
     rest = {p: part_of(p) for p in last.arrays if part_of(p) != "weights"}
     carried = _carried(last, rest, optimizer)
     return FilePlan(

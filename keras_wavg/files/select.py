@@ -1,6 +1,5 @@
 """Which checkpoints of a folder to average."""
 
-import csv
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from typing import overload
 
 from keras_wavg import arguments
 from keras_wavg.files.checkpoint import SUFFIXES, checkpoints_in
+from keras_wavg.files.metric_log import logged
 from keras_wavg.files.report import table
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
@@ -125,18 +125,19 @@ def select_checkpoints(
     order = _Order(
         metric, arguments.is_higher_better(metric, mode), best is not None
     )
-    scores = None if log is None else _logged(Path(log), metric)
+    scores = None if log is None else logged(Path(log), metric)
     found, left_out = _candidates(Path(folder), pattern, metric, scores)
+    where = "" if log is None else f" in {Path(log).name!r}"
     for candidate in found:
         if until is not None and candidate.epoch > until:
             left_out[candidate.path] = f"after epoch {until}"
         elif not order.has_place_for(candidate):
-            left_out[candidate.path] = f"has no {metric}"
+            left_out[candidate.path] = f"has no {metric}{where}"
     eligible = [c for c in found if c.path not in left_out]
     if len(eligible) < count:
         raise ValueError(
             f"`folder` must have {count} checkpoints to choose from. Received: "
-            f"folder='{folder}', which has {len(eligible)}"
+            f"folder={str(folder)!r}, which has {len(eligible)}"
             + "".join(f"; {p.name}: {why}" for p, why in left_out.items())
         )
     ranked = sorted(eligible, key=order.key)
@@ -274,27 +275,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def _group(field: str) -> str:
     """The name of a field among the groups, whatever characters it has."""
     return f"f{field.encode().hex()}"
-
-
-def _logged(path: Path, metric: str) -> dict[int, float]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0]) if rows else []
-    if metric not in columns or "epoch" not in columns:
-        raise ValueError(
-            f"`log` must have the columns `epoch` and `{metric}`. Received: "
-            f"log='{path}', with {columns}"
-        )
-    # It counts epochs from 0 on, the names of files from 1.
-    values = {int(row["epoch"]) + 1: _float(row[metric]) for row in rows}
-    return {e: value for e, value in values.items() if value is not None}
-
-
-def _float(text: str) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
 
 
 def _text(score: float | None) -> str:

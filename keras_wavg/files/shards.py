@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from keras_wavg.files.source import Source, printable
+from keras_wavg.files.source import Source, brief
 
 _MAX_INDEX = 1 << 22
 
@@ -39,7 +39,7 @@ def read_index(path: Path) -> dict[str, set[str]]:
         shards: dict[str, set[str]] = {}
         for name, group in pairs:
             if not isinstance(name, str) or not _is_shard(path, name):
-                source.refuse(f"it names {printable(repr(name))} as a shard")
+                source.refuse(f"it names {brief(repr(name))} as a shard")
             shards.setdefault(name, set()).add(group)
         if not shards:
             source.refuse("it names no shards")

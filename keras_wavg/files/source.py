@@ -9,6 +9,8 @@ from typing import Any, NoReturn, Self
 
 from keras_wavg import system
 
+_MOST_SHOWN = 200
+
 
 class Source:
     """A regular file, or a part of one, open for reading.
@@ -105,7 +107,7 @@ class Source:
 
     def refuse(self, why: str, at: str = "") -> NoReturn:
         """Raise the error that names the file, and a path inside it."""
-        place = f", at {printable(at)}" if at else ""
+        place = f", at {brief(at)}" if at else ""
         raise ValueError(
             "Checkpoints must be whole files as Keras writes them. Received: "
             f"{printable(str(self.path))}{place}: {why}."
@@ -135,6 +137,13 @@ class Source:
 def printable(text: str) -> str:
     """The text without anything that a terminal would obey."""
     return ascii(text)[1:-1] if not text.isprintable() else text
+
+
+def brief(text: str) -> str:
+    """A text of a file, for an error: printable, and not too long."""
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[:_MOST_SHOWN]}... ({len(text):,} characters)"
+    return printable(text)
 
 
 def _identity(status: os.stat_result) -> tuple[Any, ...]:

@@ -89,7 +89,7 @@ class Summing:
             numpy.add(total, values, out=total)
         for number in self._uncounted:  # for their checksums
             self._read(number, block)
-        total /= self._plan.factors.divisor
+        total /= kind(self._plan.factors.divisor)
         made = numbers.encode(total, array.dtype)
         if not numbers.is_finite(made, array.dtype):
             self._refuse_not_finite(block)

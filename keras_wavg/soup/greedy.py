@@ -160,7 +160,7 @@ def _refuse_early(
     if output.suffix == ".keras" and others:
         raise ValueError(
             "For a `.keras` file as `output`, all of `paths` must be `.keras` "
-            f"files. Received: output='{output}' and {others[0]}"
+            f"files. Received: output={str(output)!r} and {others[0]}"
         )
     with planned(paths) as plan:
         archive_like(plan, output)

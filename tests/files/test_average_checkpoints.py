@@ -255,9 +255,9 @@ BAD = {
     "bad suffix": ({"output": "mean.h5"}, "must end in '.weights.h5'"),
     "other count": ({"weights": [1]}, "1 numbers for 2 checkpoints"),
     "sum of zero": ({"weights": [1, -1]}, "sum that is not zero"),
-    "sum beyond float64": (
-        {"weights": [1e308, 9e307]},
-        "`weights` must have a finite sum",
+    "cancelling": (
+        {"weights": [1e10, 2 - 1e10]},
+        "must not cancel one another",
     ),
     "all zero": (
         {"weights": [0, 0], "normalize": False},
@@ -357,3 +357,45 @@ def test_neither_keras_nor_h5py_is_imported(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[1e-310, 3e-310], [1e300, 3e300], [1e308, 9e307], [3, -1, 2], [1e-9, 1e9]],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_mean_of_copies_is_exact_however_large_the_weights(
+    weights, dtype, tmp_path
+):
+    rng = numpy.random.default_rng(0)
+    powers = 10.0 ** rng.integers(-30, 30, 2000)
+    arrays = {"a/vars/0": (rng.normal(size=2000) * powers).astype(dtype)}
+    path = weights_files.write(tmp_path / "a.weights.h5", arrays)
+    output = tmp_path / "mean.weights.h5"
+    average_checkpoints([path] * len(weights), output, weights=weights)
+    mean = weights_files.read(output)
+    assert weights_files.equal([*mean.values()], [*arrays.values()])
+
+
+def test_a_file_that_appears_while_another_is_averaged_stays(tmp_path):
+    arrays = {"a/vars/0": numpy.ones(3, "float32")}
+    paths = weights_files.write_each(tmp_path, arrays, arrays)
+    output = tmp_path / "mean.weights.h5"
+
+    def appear(done, total):
+        output.write_bytes(b"precious")
+
+    with pytest.raises(FileExistsError, match="has appeared meanwhile"):
+        average_checkpoints(paths, output, progress=appear)
+    assert output.read_bytes() == b"precious"
+
+
+def test_weights_that_cancel_to_one_are_refused_and_a_sum_is_made(tmp_path):
+    arrays = {"a/vars/0": numpy.ones(3, "float32")}
+    paths = weights_files.write_each(tmp_path, *[arrays] * 3)
+    output, weights = tmp_path / "mean.weights.h5", [1e16, 1, -1e16]
+    with pytest.raises(ValueError, match="must not cancel one another"):
+        average_checkpoints(paths, output, weights=weights)
+    average_checkpoints(paths, output, weights=weights, normalize=False)
+    assert output.exists()

@@ -1,5 +1,7 @@
 """Checkpoints are chosen by what Keras' callbacks leave in a folder."""
 
+import re
+
 import numpy
 import pytest
 import weights_files
@@ -102,7 +104,32 @@ def test_a_log_that_went_on_after_a_restart_counts_by_its_latest(tmp_path):
     log.write_text("epoch,val_loss\n0,1\n1,9\n1,0.1\n2,NA\n")
     selection = select_checkpoints(tmp_path, best=1, log=log)
     assert [(c.epoch, c.score) for c in selection.chosen] == [(2, 0.1)]
-    assert selection.left_out[tmp_path / "3.keras"] == "has no val_loss"
+    reason = selection.left_out[tmp_path / "3.keras"]
+    assert reason == "has no val_loss in 'log.csv'"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"val_loss,epoch\n0.1\n0.2,1\n", "row 2"),
+        (b"epoch,val_loss\n0.0,1\n", "an integer `epoch` in each row"),
+        (b"epoch,val_loss\n0,1\nx,1\n", "row 3"),
+        (b"epoch,val_loss\n" + b"9" * 5000 + b",1\n", r"\.\.\. \(5,"),
+        (b"epoch,val_loss\n0," + b"1" * 200_000, "must be a file of `CSV"),
+        (b"\xff\xfe\x00", "must be a file of `CSVLogger`"),
+        (b"epoch,val_loss\n0,1\0\n", "has no val_loss in 'log.csv'"),
+        (b"", "must have the columns"),
+    ],
+    ids=range(8),
+)
+def test_a_log_of_another_make_is_refused_by_name(content, message, tmp_path):
+    touch(tmp_path, "1.keras")
+    log = tmp_path / "log.csv"
+    log.write_bytes(content)
+    with pytest.raises(ValueError, match=r"log\.csv") as error:
+        select_checkpoints(tmp_path, best=1, log=log)
+    assert re.search(message, str(error.value))
+    assert "\n" not in str(error.value)
 
 
 def test_shards_belong_to_their_index(tmp_path):
