@@ -44,7 +44,7 @@ def replacing(
             and not `overwrite`. It stays, and nothing is written.
     """
     target = target_of(path)
-    with _folder_beside(target) as folder:
+    with system.errors_name(target), _folder_beside(target) as folder:
         written = folder / target.name
         yield written
         parts = [part for part in folder.iterdir() if part != written]

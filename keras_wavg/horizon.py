@@ -33,7 +33,7 @@ def decay_from(
             `batch_size_ratio`.
         half_life: Positive float, in which the average forgets half of its
             past: `2 ** (-1 / half_life)`, in optimizer steps.
-        sigma_rel: Float in (0, 1 / sqrt(12)), the standard deviation of the age
+        sigma_rel: Float in [1e-9, 1 / sqrt(12)), the deviation of the age
             of what is in the average at the end of a training of `steps`
             steps, by `steps`.
         unit: `"steps"`, `"epochs"` or `"samples"`, that of `half_life`.

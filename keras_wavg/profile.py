@@ -27,6 +27,8 @@ _MOST_SAMPLES = 1_000_000
 
 WIDEST = 1 / math.sqrt(12)
 """The relative width of the plain mean, the widest of all here."""
+# Less than a step of any training, and far from the range of floats.
+_NARROWEST = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +122,7 @@ class Profile:
         """The profile of a power-function average.
 
         Args:
-            sigma_rel: Float in (0, 1 / sqrt(12)], its relative width.
+            sigma_rel: Float in [1e-9, 1 / sqrt(12)], its relative width.
             steps: Integer, the optimizer steps so far.
 
         Returns:
@@ -326,7 +328,7 @@ def exponent_from_sigma_rel(sigma_rel: float) -> float:
     """The exponent of the power-function average of a relative width.
 
     Args:
-        sigma_rel: Float in (0, 1 / sqrt(12)]: from the latest weights alone to
+        sigma_rel: Float in [1e-9, 1 / sqrt(12)]: from the latest weights to
             the plain mean of all.
 
     Example:
@@ -340,10 +342,12 @@ def exponent_from_sigma_rel(sigma_rel: float) -> float:
     Raises:
         ValueError: If there is no such average.
     """
-    if not arguments.is_number(sigma_rel) or not 0 < sigma_rel <= WIDEST:
+    if not arguments.is_number(sigma_rel) or not (
+        _NARROWEST <= sigma_rel <= WIDEST
+    ):
         raise ValueError(
-            "`sigma_rel` must be in the range (0, 1 / sqrt(12)], of which the "
-            f"last is the plain mean. Received: sigma_rel={sigma_rel!r}"
+            "`sigma_rel` must be in the range [1e-9, 1 / sqrt(12)], whose "
+            f"end is the plain mean. Received: sigma_rel={sigma_rel!r}"
         )
     square = sigma_rel**-2
     roots = numpy.roots([1, 7, 16 - square, 12 - square])

@@ -34,7 +34,6 @@ class Shadow:
 
     Attributes:
         averages: The `Accumulator`.
-        begun: Whether there are averages, or a beginning of them.
         replaced: Paths of the trained weights that somebody wrote to while
             they held the average.
         measured: Whether `take_over` was called since the last update.
@@ -52,7 +51,6 @@ class Shadow:
         refuse_a_part(model, self._variables)
         self.averages: Any = plan.method.accumulator(self._variables)
         self.averages.bind(model)
-        self.begun = False
         self.replaced: list[str] = []
         self.measured = False
 
@@ -60,6 +58,11 @@ class Shadow:
     def model(self) -> Any:
         """The model, or `None` if it is gone."""
         return self._model()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is an average, or a beginning of one."""
+        return not self.averages.is_empty
 
     def bind(self) -> bool:
         """Find the variables again: layers may have been frozen or added.
@@ -97,12 +100,10 @@ class Shadow:
 
     def begin(self) -> None:
         """Start at the weights of now, as a textbook average does."""
-        self.begun = True
         self.averages.begin(self.model)
 
     def update(self, reading: Reading) -> None:
         """Move towards the weights of now."""
-        self.begun = True
         self.measured = False
         self.averages.update(self.model, reading)
 
@@ -271,7 +272,6 @@ class Shadow:
             state.averages.get(i, variable.value)
             for i, variable in enumerate(self._variables)
         ]
-        self.begun = True
         self.replaced.clear()
         self.measured = False
         self.averages.load(averages, Counters(counts.last, counts.steps))

@@ -113,6 +113,17 @@ def move_to_free_place(file: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Context whose errors of the system name a file, if they name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
     """Context in which no other process has the lock of a folder.
 

@@ -21,6 +21,11 @@ class Accumulator(abc.ABC):
     def counters(self) -> Counters:
         """The counts, as integers. Waits for the device."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no average, nor a beginning of one."""
+        return False
+
     def bind(self, model: Any) -> None:
         """Find the variables, at the beginning of each `fit`."""
         del model

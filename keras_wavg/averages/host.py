@@ -32,6 +32,11 @@ class HostAverage(Accumulator):
         """The counts, as integers."""
         return self._counters
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was neither a sample nor a beginning."""
+        return not self._average
+
     def begin(self, model: Any) -> None:
         """Let the average be the weights of now."""
         attach_weights(model)

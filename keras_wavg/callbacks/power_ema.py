@@ -35,7 +35,7 @@ class PowerEMA(WeightAveraging):
     `keras_wavg.synthesize` makes the average of any other width.
 
     Args:
-        sigma_rel: Float or sequence of floats in (0, 1 / sqrt(12)], the widths.
+        sigma_rel: Float or sequence of floats in [1e-9, 1 / sqrt(12)].
             The first is the average that is in the model for validation, and of
             which `get_weights` and `save_weights` speak by default. Defaults
             to `(0.05, 0.1)`.

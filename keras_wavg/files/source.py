@@ -78,7 +78,12 @@ class Source:
 
         Raises:
             ValueError: If there are fewer.
+            OSError: If they cannot be read.
         """
+        with system.errors_name(self.path):
+            self._read_into(view, offset)
+
+    def _read_into(self, view: memoryview, offset: int) -> None:
         size = len(view)
         self._require(offset, size)
         if self._descriptor is not None:

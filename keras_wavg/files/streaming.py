@@ -1,8 +1,15 @@
 """Many files at once, a mebibyte at a time, by a few threads."""
 
+import errno
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
 from dataclasses import dataclass
 
 from keras_wavg.files.hdf5.structure import Array
@@ -55,67 +62,59 @@ def for_each(
     Args:
         work: Function of a `Block`, to be called by several threads.
         arrays: Dict from paths to `Array`s.
-        progress: See `Progress`.
+        progress: See `Progress`. It is called by this thread.
+
+    Raises:
+        OSError: If no thread can be started.
     """
-    queue = _Queue(work, arrays, progress)
     count = min(os.cpu_count() or 1, _MOST_THREADS)
-    others = [threading.Thread(target=queue.run) for _ in range(count - 1)]
-    try:
-        for thread in others:
-            thread.start()
-        queue.run()
-    finally:
-        # After an error, or Ctrl-C, the others are not to go on.
-        queue.stop()
-        for thread in others:
-            thread.join()
-    if queue.error is not None:
-        raise queue.error
-
-
-class _Queue:
-    def __init__(
-        self,
-        work: Callable[[Block], None],
-        arrays: Mapping[str, Array],
-        progress: Progress | None,
-    ) -> None:
-        self.error: BaseException | None = None
-        self._work = work
-        self._blocks = blocks(arrays)
-        self._lock = threading.Lock()
-        self._progress = progress
-        self._done = 0
-        self._total = sum(array.nbytes for array in arrays.values())
-
-    def run(self) -> None:
+    with ThreadPoolExecutor(count) as pool:
         try:
-            while batch := self._next_batch():
-                for block in batch:
-                    self._work(block)
-                self._count(batch)
-        except BaseException as error:  # noqa: BLE001
-            self.error = error
-            self.stop()
+            done, total = 0, sum(array.nbytes for array in arrays.values())
+            for nbytes in _in_parallel(pool, work, _batches(arrays), 2 * count):
+                done += nbytes
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            # After an error, or Ctrl-C, the others are not to go on.
+            pool.shutdown(cancel_futures=True)
+            raise
 
-    def stop(self) -> None:
-        with self._lock:
-            self._blocks = iter(())
 
-    def _next_batch(self) -> list[Block]:
-        # Many small blocks at a time: handing one out takes as long as it does.
-        batch: list[Block] = []
-        size = 0
-        with self._lock:
-            for block in self._blocks:
-                batch.append(block)
-                size += block.nbytes
-                if size >= _BATCH_BYTES:
-                    break
-        return batch
+def _in_parallel(
+    pool: ThreadPoolExecutor,
+    work: Callable[[Block], None],
+    batches: Iterator[list[Block]],
+    most: int,
+) -> Iterator[int]:
+    """The bytes of each batch, once it is done. So many wait at most."""
 
-    def _count(self, batch: list[Block]) -> None:
-        if self._progress is not None:
-            with self._lock:
-                self._done += sum(block.nbytes for block in batch)
-                self._progress(self._done, self._total)
+    def work_on(batch: list[Block]) -> int:
+        for block in batch:
+            work(block)
+        return sum(block.nbytes for block in batch)
+
+    waiting: set[Future[int]] = set()
+    for batch in batches:
+        try:
+            waiting.add(pool.submit(work_on, batch))
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "No thread can be started") from error
+        if len(waiting) == most:
+            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in ended)
+    yield from (future.result() for future in as_completed(waiting))
+
+
+def _batches(arrays: Mapping[str, Array]) -> Iterator[list[Block]]:
+    """Blocks, as many at a time that handing them out takes no time."""
+    batch: list[Block] = []
+    size = 0
+    for block in blocks(arrays):
+        batch.append(block)
+        size += block.nbytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

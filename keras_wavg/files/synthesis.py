@@ -93,7 +93,7 @@ def synthesize(
         output: The file to write, see `average_checkpoints`.
         target: `Profile` to be made, at the last step of the snapshots. Or one
             of these:
-        sigma_rel: Float in (0, 1 / sqrt(12)], the width of a power-function
+        sigma_rel: Float in [1e-9, 1 / sqrt(12)], the width of a power-function
             average.
         decay: Float in [0, 1), of an `EMA`.
         half_life: Positive float, of an `EMA`, in optimizer steps.

@@ -5,11 +5,12 @@ from typing import Any
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import BATCH, Samples, Steps, compiled, data
 
-from keras_wavg import EMA
+from keras_wavg import EMA, SWAG
 from keras_wavg.clock import StepClock
 
 needs_groups = pytest.mark.skipif(
@@ -188,9 +189,13 @@ def test_loss_scaling_with_accumulation_counts_optimizer_steps():
     assert_average(ema, steps.weights)
 
 
-def test_no_step_at_all_makes_no_average_and_says_so(scaled):
+def test_no_step_at_all_makes_no_average_and_says_so(scaled, tmp_path):
+    averages = [EMA(0.9), SWAG(rank=2, swap=False)]
     with pytest.warns(UserWarning, match="made no average"):
-        fit(scaled, Overflowing(set(range(20))), EMA(0.9))
+        fit(scaled, Overflowing(set(range(20))), *averages)
+    scaled.save_weights(tmp_path / "a.weights.h5")
+    scaled.load_weights(tmp_path / "a.weights.h5")
+    assert [probe.counts(average).averaged for average in averages] == [0, 0]
 
 
 def test_a_loop_after_fit_counts_each_of_its_steps_once(scaled):
@@ -265,6 +270,24 @@ def test_a_custom_train_step_with_an_idle_optimizer_is_counted():
     fit(compiled(TwoOptimizers()), samples, ema)
     assert len(samples.weights) == 20
     assert_average(ema, samples.weights)
+
+
+def test_an_idle_optimizer_with_loss_scaling_is_found_out():
+    """As Keras makes of any optimizer under the policy mixed_float16."""
+    samples, ema = Samples(), EMA(0.9)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    fit(compiled(TwoOptimizers(), optimizer), samples, ema)
+    assert probe.counts(ema).averaged == 20
+    assert_average(ema, samples.weights)
+
+
+@needs_groups
+def test_an_idle_optimizer_is_found_out_where_groups_may_be_short():
+    samples, ema = Samples(), EMA(0.9)
+    model = compiled(TwoOptimizers(), steps_per_execution=2)
+    for _ in range(2):
+        fit_generator(model, samples, ema, batches=8)
+    assert_average_of_groups(ema, samples.weights, [2] * 8)
 
 
 def test_the_clock_counts_the_steps_of_a_loop():

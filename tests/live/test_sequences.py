@@ -193,6 +193,15 @@ def test_fit_and_fit_again_is_one_average_of_all_steps():
     assert_average(ema, samples.weights + again.weights)
 
 
+def test_a_fit_of_no_epoch_leaves_the_average_in_the_model(dense):
+    ema = EMA(0.9)
+    fit(dense, ema)
+    averaged = dense.get_weights()
+    fit(dense, ema, initial_epoch=2)
+    assert equal(dense.get_weights(), averaged)
+    assert probe.is_in_model(ema)
+
+
 def test_a_new_average_in_a_second_fit_finds_the_raw_weights_too(
     plain_dense, dense
 ):

@@ -211,6 +211,22 @@ def test_an_interrupted_change_of_averages_loses_nothing(model, ema):
     assert equal(model.get_weights(), raw)
 
 
+def test_a_weight_that_is_nan_is_swapped_as_others(model):
+    """An average that is NaN in the model was not written to."""
+    ema, found = EMA(0.9), model.get_weights()
+    found[0][0, 0] = numpy.nan
+    ema.set_model(model)
+    for factor in (0.9, 0.5):
+        raw = [w * factor for w in found]
+        model.set_weights(raw)
+        ema.update()
+    ema.apply()
+    averaged = model.get_weights()
+    assert numpy.isnan(averaged[0][0, 0])
+    ema.restore()
+    assert equal(model.get_weights(), raw)
+
+
 class Failing(keras.utils.PyDataset):
     """Batches that come to an end too early."""
 

@@ -183,6 +183,9 @@ def test_a_callback_may_write_after_each_batch_wherever_it_is_listed(
         assert equal(found, raw)
         assert probe.counts(ema).averaged == 12
         assert probe.counts(rider).averaged == 12
+        expected = reference.ema([[kernel] for kernel in raw], ema.decay)
+        received = ema.get_weights()[:1]
+        assert reference.relative_error(received, expected) < LIMIT
 
 
 class Target(keras.callbacks.Callback):

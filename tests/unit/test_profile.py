@@ -35,7 +35,7 @@ def test_the_numbers_of_the_paper():
 
 @pytest.mark.parametrize("sigma_rel", [0, -1, 0.3, "wide", float("nan")])
 def test_a_width_that_does_not_exist_is_refused(sigma_rel):
-    with pytest.raises(ValueError, match=r"range \(0, 1 / sqrt\(12\)\]"):
+    with pytest.raises(ValueError, match=r"range \[1e-9, 1 / sqrt\(12\)\]"):
         exponent_from_sigma_rel(sigma_rel)
 
 
