@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 import reused
