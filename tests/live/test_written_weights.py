@@ -298,6 +298,36 @@ def test_a_fit_in_a_hook_of_another_is_averaged_as_alone(hook):
     assert_average(outer, samples)
 
 
+class Look(keras.callbacks.Callback):
+    """Evaluates the average in the middle of an epoch."""
+
+    def __init__(self, make_callbacks):
+        super().__init__()
+        self.make_callbacks = make_callbacks
+
+    def on_train_begin(self, logs=None):
+        self.callbacks = self.make_callbacks(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            self.model.evaluate(X, Y, verbose=0, callbacks=self.callbacks)
+
+
+@pytest.mark.parametrize("is_a_list_of_keras", [False, True])
+def test_an_evaluation_in_an_epoch_is_no_end_of_it(is_a_list_of_keras):
+    def callbacks(model):
+        if is_a_list_of_keras:
+            return keras.callbacks.CallbackList([swa], model=model)
+        return [swa]
+
+    plain, samples, swa = Samples(), Samples(), SWA()
+    fit(dense(), plain)
+    fit(dense(), samples, Look(callbacks), swa)
+    assert equal(samples.weights[-1], plain.weights[-1])
+    expected = reference.mean(samples.weights[5::6])
+    assert reference.relative_error(swa.get_weights(), expected) < LIMIT
+
+
 @models.seeded
 def sharing():
     """Two models with one encoder."""
