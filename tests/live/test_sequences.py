@@ -546,9 +546,17 @@ def test_a_loop_with_a_callback_list_is_averaged_as_a_fit(dense):
             dense.train_on_batch(X[:BATCH], Y[:BATCH])
             walk.append(dense.get_weights())
             callbacks.on_train_batch_end(batch)
+            if batch == 2:
+                # An evaluation of the user's own, in the middle of an epoch.
+                callbacks.on_test_begin()
+                assert probe.is_in_model(ema)
+                callbacks.on_test_end()
         callbacks.on_epoch_end(epoch)
     callbacks.on_train_end()
     assert_average(ema, walk)
+    ema.restore()
+    assert equal(dense.get_weights(), walk[-1])
+    ema.apply()
     assert equal(dense.get_weights(), as_in_model(ema.get_weights(), dense))
 
 
