@@ -103,6 +103,13 @@ def include(include: Include) -> Include:
     return include
 
 
+def predicate(include: Include) -> Callable[[str], Any]:
+    """What the argument `include` says of a path."""
+    if include is None:
+        return lambda _: True
+    return re.compile(include).search if isinstance(include, str) else include
+
+
 def name(name: Any, default: str) -> str:
     """The argument `name`."""
     if name is None:

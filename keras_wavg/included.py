@@ -1,17 +1,16 @@
 """Which weights of a model are averaged."""
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from keras_wavg import arguments
 from keras_wavg.arguments import Include
 
 
 def averaged_variables(model: Any, include: Include) -> list[Any]:
     """The variables of a model that are averaged, in the model's order."""
-    chosen = _predicate(include)
+    chosen = arguments.predicate(include)
     variables = [
         variable
         for variable in model.weights
@@ -32,9 +31,3 @@ def averaged_variables(model: Any, include: Include) -> list[Any]:
             f"with the paths {[variable.path for variable in model.weights]}"
         )
     return variables
-
-
-def _predicate(include: Include) -> Callable[[str], Any]:
-    if include is None:
-        return lambda _: True
-    return re.compile(include).search if isinstance(include, str) else include

@@ -170,11 +170,8 @@ def _of_this_version(
             f"Received: version={version}. Install the version of keras_wavg "
             "that wrote the file."
         )
-    place, overwritten = (_integer(n, arrays) for n in ("place", "overwritten"))
-    _integer("skipped", arrays)
     left = {"place", "overwritten", "skipped"}
-    if not place:
-        left |= {key for key in arrays if key.startswith("raw_")}
+    overwritten = {name: _integer(name, arrays) for name in left}["overwritten"]
     kept = {k: array for k, array in arrays.items() if k not in left}
     changed = {"version": numpy.array(VERSION), "replaced": numpy.array(0)}
     return kept | changed, bool(overwritten)

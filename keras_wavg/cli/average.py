@@ -1,6 +1,6 @@
 """`keras-wavg average`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from keras_wavg.files.average import (
     planned_report,
 )
 from keras_wavg.files.paths import refuse_output
+from keras_wavg.files.report import AverageReport
 from keras_wavg.files.select import select_checkpoints
 
 
@@ -79,6 +80,13 @@ def average(
             help="Refuse files with other variables, or average what all share."
         ),
     ] = True,
+    include: Annotated[
+        str | None,
+        typer.Option(
+            help="Average only variables whose path has this regular "
+            "expression in it; the rest is the last file's."
+        ),
+    ] = None,
     optimizer: Annotated[
         Literal["drop", "last"],
         typer.Option(help="last: take over its state."),
@@ -107,12 +115,12 @@ def average(
             "weights": _weights(weights, len(chosen)),
             "normalize": normalize,
             "strict": strict,
+            "include": include,
             "optimizer": optimizer,
         }
         if dry_run:
             refuse_output(output, overwrite=overwrite)
-            with planned(chosen, **options) as plan:
-                report = planned_report(plan, output)
+            report = _planned(chosen, output, options)
         else:
             options["overwrite"] = overwrite
             with progress_bar("averaging", quiet=as_json) as progress:
@@ -122,6 +130,13 @@ def average(
         typer.echo(to_json(report) if as_json else str(report))
         if dry_run and not as_json:
             typer.echo("dry run: nothing was written")
+
+
+def _planned(
+    paths: Sequence[Path], output: Path, options: Mapping[str, Any]
+) -> AverageReport:
+    with planned(paths, **options) as plan:
+        return planned_report(plan, output)
 
 
 def _chosen(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy
 
-from keras_wavg import atomic
+from keras_wavg import arguments, atomic
+from keras_wavg.arguments import Include
 from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum, digest, require_whole
 from keras_wavg.files.factors import factors
@@ -33,6 +34,7 @@ def average_checkpoints(
     weights: Sequence[float] | None = None,
     normalize: bool = True,
     strict: bool = True,
+    include: Include = None,
     overwrite: bool = False,
     optimizer: str = "drop",
     progress: Progress | None = None,
@@ -56,6 +58,10 @@ def average_checkpoints(
         strict: Boolean, whether all files must have the same variables. If not,
             what all share is averaged, and the rest is taken from the last
             file. Defaults to `True`.
+        include: A regular expression, searched in the path of each variable,
+            as `keras_wavg.inspect_checkpoint` shows it, or a function from a
+            path to a boolean. What is left out is taken from the last file.
+            Defaults to `None`, every variable.
         overwrite: Boolean, whether an existing file may be replaced. Defaults
             to `False`.
         optimizer: `"drop"`, or `"last"` to copy the optimizer's state from the
@@ -96,6 +102,7 @@ def average_checkpoints(
         weights=weights,
         normalize=normalize,
         strict=strict,
+        include=include,
         optimizer=optimizer,
     ) as plan:
         return execute(
@@ -165,6 +172,7 @@ def planned(
     weights: Sequence[float] | None = None,
     normalize: bool = True,
     strict: bool = True,
+    include: Include = None,
     optimizer: str = "drop",
 ) -> Iterator[FilePlan]:
     """Context in which checkpoints are open, and it is decided what to do.
@@ -188,7 +196,11 @@ def planned(
         opener = Opener()
         checkpoints = [stack.enter_context(opener.open(p)) for p in given]
         yield make_plan(
-            checkpoints, numbers, strict=strict, optimizer=optimizer
+            checkpoints,
+            numbers,
+            strict=strict,
+            optimizer=optimizer,
+            include=arguments.include(include),
         )
 
 

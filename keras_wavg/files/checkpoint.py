@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_wavg.files import shards
+from keras_wavg.files.foreign import kind_of
 from keras_wavg.files.hdf5.reading import read_structure
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
 from keras_wavg.files.hdf5.window import Window
@@ -19,9 +20,9 @@ from keras_wavg.files.source import Source, printable
 
 SUFFIXES = (".weights.h5", ".weights.json", ".keras")
 
-# A process may have about a thousand files open. Above this, each read opens
-# its file for itself.
-_MOST_OPEN = 200
+# A process may have a thousand files open, on macOS 256. Above this, each read
+# opens its file for itself.
+_MOST_OPEN = 128
 # `libhdf5` takes about 1 KiB for each group and array, with their attributes.
 _MOST_PER_OBJECT = 1 << 13
 _PIECE = 1 << 20
@@ -191,18 +192,28 @@ class Opener:
             ValueError: If it is not as Keras writes it.
             OSError: If it cannot be opened.
         """
-        path = Path(path)
         with contextlib.ExitStack() as stack:
-            parts: list[tuple[Source, Contents]] = []
-            for source, listed in _sources(path):
-                stack.enter_context(source)
-                contents = self._contents(source)
-                _check_index(source, contents, listed)
-                parts.append((source, contents))
-                self._opened += 1
-                if self._opened > _MOST_OPEN:
-                    source.close()
-            yield _checkpoint(path, parts)
+            try:
+                checkpoint = self._checkpoint(Path(path), stack)
+            except (ValueError, FileNotFoundError) as error:
+                if kind := kind_of(path):
+                    raise ValueError(f"{error} {kind}.") from error
+                raise
+            yield checkpoint
+
+    def _checkpoint(
+        self, path: Path, stack: contextlib.ExitStack
+    ) -> Checkpoint:
+        parts: list[tuple[Source, Contents]] = []
+        for source, listed in _sources(path):
+            stack.enter_context(source)
+            contents = self._contents(source)
+            _check_index(source, contents, listed)
+            parts.append((source, contents))
+            self._opened += 1
+            if self._opened > _MOST_OPEN:
+                source.close()
+        return _checkpoint(path, parts)
 
     def _contents(self, source: Source) -> Contents:
         # The files of one run differ in their numbers alone. Bytes that are

@@ -1,8 +1,11 @@
 """What an averaging of checkpoints will do, decided before any is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from keras_wavg import arguments
+from keras_wavg.arguments import Include
 from keras_wavg.files.checkpoint import Checkpoint, part_of
 from keras_wavg.files.comparison import are_renamed, listed, mismatches
 from keras_wavg.files.factors import Factors, require_exact
@@ -72,6 +75,7 @@ def make_plan(
     *,
     strict: bool,
     optimizer: str,
+    include: Include = None,
 ) -> FilePlan:
     """Decide what becomes of each array.
 
@@ -80,6 +84,7 @@ def make_plan(
         factors: See `FilePlan`.
         strict: Boolean, whether all must have the same variables.
         optimizer: `"drop"`, or `"last"` to take over the last one's state.
+        include: See `average_checkpoints`.
 
     Returns:
         A `FilePlan`.
@@ -88,7 +93,9 @@ def make_plan(
         ValueError: If checkpoints do not match, or nothing can be averaged.
     """
     last = checkpoints[-1]
-    unshared = _unshared(checkpoints, strict=strict)
+    chosen = arguments.predicate(include)
+    unshared = _unshared(checkpoints, chosen, strict=strict)
+    unshared |= _left_out(last, include)
     shared = {p: a for p, a in last.weights.items() if p not in unshared}
     averaged = {p for p, a in shared.items() if a.dtype in FLOATS}
     if not averaged:
@@ -113,13 +120,30 @@ def make_plan(
     )
 
 
+def _left_out(last: Checkpoint, include: Include) -> dict[str, str]:
+    """What is not included, and the reason."""
+    chosen = arguments.predicate(include)
+    left_out = [path for path in last.weights if not chosen(path)]
+    if len(left_out) == len(last.weights):
+        raise ValueError(
+            "`include` must match the path of at least one variable. Received: "
+            f"include={include!r}, for variables as {left_out[:3]}. "
+            "`keras_wavg.inspect_checkpoint` shows all."
+        )
+    return dict.fromkeys(left_out, "not in `include`")
+
+
 def _unshared(
-    checkpoints: Sequence[Checkpoint], *, strict: bool
+    checkpoints: Sequence[Checkpoint],
+    chosen: Callable[[str], Any],
+    *,
+    strict: bool,
 ) -> dict[str, str]:
     last = checkpoints[-1]
     unshared: dict[str, str] = {}
     for checkpoint in checkpoints[:-1]:
-        problems = mismatches(checkpoint, last)
+        found = mismatches(checkpoint, last)
+        problems = {path: found[path] for path in found if chosen(path)}
         if strict and problems:
             raise ValueError(
                 "Checkpoints must have the same variables to be averaged. "

@@ -399,3 +399,48 @@ def test_weights_that_cancel_to_one_are_refused_and_a_sum_is_made(tmp_path):
         average_checkpoints(paths, output, weights=weights)
     average_checkpoints(paths, output, weights=weights, normalize=False)
     assert output.exists()
+
+
+@pytest.mark.parametrize(
+    "include", ["^encoder/", lambda path: path.startswith("encoder")]
+)
+def test_what_is_not_included_is_the_last_files(include, tmp_path):
+    """Also where it is of another shape, or not in all files."""
+    contents = [
+        {
+            "encoder/vars/0": numpy.full((2, 2), value, "float32"),
+            "head/vars/0": numpy.full(size, value, "float32"),
+        }
+        for value, size in ((1.0, 3), (3.0, 5))
+    ]
+    contents[0]["old/vars/0"] = numpy.ones(1, "float32")
+    paths = weights_files.write_each(tmp_path, *contents)
+    output = tmp_path / "mean.weights.h5"
+    report = average_checkpoints(paths, output, include=include)
+    made = weights_files.read(output)
+    assert made["encoder/vars/0"].tolist() == [[2.0, 2.0]] * 2
+    assert made["head/vars/0"].tolist() == [3.0] * 5
+    assert report.averaged == ("encoder/vars/0",)
+    assert report.copied == {"head/vars/0": "not in `include`"}
+    with pytest.raises(ValueError, match="must match the path of at least one"):
+        average_checkpoints(paths, output, include="decoder", overwrite=True)
+    with pytest.raises(ValueError, match="valid regular expression"):
+        average_checkpoints(paths, output, include="(", overwrite=True)
+
+
+def test_differences_of_checkpoints_are_added_as_numpy_adds_them(tmp_path):
+    """Task arithmetic: `base + sum(scale * (tuned - base))`."""
+    rng = numpy.random.default_rng(0)
+    base, *tuned = rng.normal(size=(3, 50, 20)).astype("float32")
+    contents = [{"a/vars/0": array} for array in (*tuned, base)]
+    paths = weights_files.write_each(tmp_path, *contents)
+    scales = 0.4, -0.3
+    output = tmp_path / "sum.weights.h5"
+    average_checkpoints(
+        paths, output, weights=[*scales, 1 - sum(scales)], normalize=False
+    )
+    expected = base.astype("float64")
+    for scale, array in zip(scales, tuned, strict=True):
+        expected = expected + scale * (array.astype("float64") - base)
+    received = weights_files.read(output)["a/vars/0"]
+    assert received == pytest.approx(expected.astype("float32"), rel=1e-6)
