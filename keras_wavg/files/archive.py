@@ -14,6 +14,7 @@ from pathlib import Path
 from keras_wavg.files.source import Source, brief
 
 WEIGHTS = "model.weights.h5"
+CONFIG = "config.json"
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -69,6 +70,24 @@ def open_weights(path: Path) -> Source:
             whole.refuse(f"it is damaged: {WEIGHTS} is not where it should be")
         start = member.header_offset + _HEADER.size + name + extra
         return Source(path, start, member.file_size, member.CRC)
+
+
+def read_config(path: Path) -> bytes:
+    """The config of the model in an archive.
+
+    Args:
+        path: `pathlib.Path` of a `.keras` file.
+
+    Returns:
+        JSON.
+
+    Raises:
+        ValueError: If it is not an archive as Keras writes them.
+    """
+    with Source(path) as source, _archive(source) as archive:
+        if CONFIG not in archive.namelist():
+            source.refuse(f"it has no {CONFIG}")
+        return archive.read(CONFIG)
 
 
 def write_archive(path: Path, weights: Path, like: Path) -> None:

@@ -10,6 +10,7 @@ import numpy
 from keras_wavg.profile import Profile
 
 _MOST_BINS = 20_000
+_MOST_CONDITION = 1e13
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
 
     Returns:
         A `Solution`.
+
+    Raises:
+        ValueError: If some profiles are nearly sums of the others, so that no
+            digit of the residual is left.
     """
     products = _products([*profiles, target])
     matrix, wanted, norm = (
@@ -46,13 +51,21 @@ def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
     )
     scale = 1 / numpy.sqrt(numpy.diag(matrix))
     scaled = matrix * numpy.outer(scale, scale)
+    condition = float(numpy.linalg.cond(scaled))
+    if not condition <= _MOST_CONDITION:
+        raise ValueError(
+            "Snapshots must be different enough from one another. Received: "
+            f"{len(profiles)} snapshots, whose equations have the condition "
+            f"number {condition:.2g}, above {_MOST_CONDITION:.0g}. Take fewer "
+            "of them, further apart."
+        )
     found = numpy.linalg.lstsq(scaled, wanted * scale, rcond=1e-13)[0] * scale
     found /= found.sum()
     square = found @ matrix @ found - 2 * found @ wanted + norm
     return Solution(
         found.tolist(),
         math.sqrt(max(0.0, square) / norm),
-        float(numpy.linalg.cond(scaled)),
+        condition,
     )
 
 

@@ -1,6 +1,5 @@
 """The average of any horizon from snapshots of a training."""
 
-import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -8,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from keras_wavg.files.average import average_checkpoints
-from keras_wavg.files.checkpoint import Checkpoint, Opener
 from keras_wavg.files.paths import Paths, checked, refuse_output
 from keras_wavg.files.report import AverageReport
+from keras_wavg.files.snapshots import profiles_in
 from keras_wavg.files.solution import Solution, solve
 from keras_wavg.horizon import decay_from
-from keras_wavg.profile import ATTRIBUTE, Profile
-
-_ONE = numpy.array([0.0, 1.0])
+from keras_wavg.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,7 @@ def synthesize(
     sigma_rel: float | None = None,
     decay: float | None = None,
     half_life: float | None = None,
+    gradient_accumulation_steps: int | None = None,
     max_residual: float = 0.1,
     overwrite: bool = False,
 ) -> SynthesisReport:
@@ -97,6 +93,11 @@ def synthesize(
             average.
         decay: Float in [0, 1), of an `EMA`.
         half_life: Positive float, of an `EMA`, in optimizer steps.
+        gradient_accumulation_steps: Positive integer, the batches of an
+            optimizer step. The optimizer in a file counts batches, and a
+            `.keras` file alone tells how many are a step. Needed with other
+            checkpoints, if the target is told in steps or some snapshots carry
+            their profile. Defaults to `None`.
         max_residual: Float, the largest residual that is accepted. Defaults to
             `0.1`.
         overwrite: Boolean, whether an existing file may be replaced. Defaults
@@ -124,7 +125,11 @@ def synthesize(
         [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3.2
     """
     given = checked(snapshots)
-    profiles = _profiles_in(given)
+    profiles = profiles_in(
+        given,
+        gradient_accumulation_steps,
+        counts_steps=sigma_rel is None,
+    )
     steps = max(profile.steps for profile in profiles)
     wanted = _target(target, sigma_rel, decay, half_life, steps)
     solution = solve(profiles, wanted)
@@ -147,6 +152,7 @@ def sweep(
     score: Callable[[Path], Any],
     folder: str | os.PathLike[str],
     *,
+    gradient_accumulation_steps: int | None = None,
     max_residual: float = 0.1,
     overwrite: bool = False,
 ) -> dict[float, Any]:
@@ -161,6 +167,7 @@ def sweep(
             whatever else is to be kept of it.
         folder: Where the files are written, `sigma_<width>.weights.h5`. It is
             made if it is missing.
+        gradient_accumulation_steps: See `synthesize`.
         max_residual: See `synthesize`.
         overwrite: See `synthesize`.
 
@@ -191,6 +198,7 @@ def sweep(
         snapshots,
         sigma_rels,
         folder,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         max_residual=max_residual,
         overwrite=overwrite,
     ):
@@ -211,6 +219,7 @@ def made_widths(
     sigma_rels: Sequence[float],
     folder: str | os.PathLike[str],
     *,
+    gradient_accumulation_steps: int | None = None,
     max_residual: float,
     overwrite: bool,
 ) -> Iterator[MadeWidth]:
@@ -227,7 +236,9 @@ def made_widths(
         FileExistsError: If there is a file and not `overwrite`.
     """
     given = checked(snapshots)
-    profiles = _profiles_in(given)
+    profiles = profiles_in(
+        given, gradient_accumulation_steps, counts_steps=False
+    )
     steps = max(profile.steps for profile in profiles)
     targets = {float(s): Profile.power(s, steps) for s in sigma_rels}
     paths = _paths(list(targets), Path(folder), overwrite=overwrite)
@@ -256,52 +267,6 @@ def _paths(
     for path in paths:
         refuse_output(path, overwrite=overwrite)
     return paths
-
-
-def profile_in(path: Path) -> Profile:
-    """The profile of the weights in a file.
-
-    Raises:
-        ValueError: If the file does not say.
-    """
-    with Opener().open(path) as checkpoint:
-        text = checkpoint.groups[""].get(ATTRIBUTE)
-        if text is not None:
-            return Profile.from_json(text)
-        step = _optimizer_step(checkpoint)
-        return Profile.mean([step], step)
-
-
-def _profiles_in(paths: Sequence[Path]) -> list[Profile]:
-    """The profiles of snapshots.
-
-    Raw weights stand for the steps that they are nearest to.
-    """
-    profiles = [profile_in(path) for path in paths]
-    raw = sorted({float(p.times[0]) for p in profiles if len(p.times) == 1})
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(raw)]
-    edges = [0.0, *middles, *raw[-1:]]
-    nearest = dict(zip(raw, itertools.pairwise(edges), strict=True))
-    return [
-        Profile(numpy.array(nearest[float(p.times[0])]), _ONE, p.steps)
-        if len(p.times) == 1
-        else p
-        for p in profiles
-    ]
-
-
-def _optimizer_step(checkpoint: Checkpoint) -> int:
-    array = checkpoint.arrays.get("optimizer/vars/0")
-    if array is None or array.shape or not array.dtype.startswith("int"):
-        raise ValueError(
-            "A snapshot must carry its profile, or the optimizer whose step "
-            f"tells its time. Received: {checkpoint.name}, which has neither. "
-            "Save snapshots by `PowerEMA(snapshots=...)`, or of a compiled "
-            "model."
-        )
-    data = bytearray(array.nbytes)
-    checkpoint.read_into("optimizer/vars/0", memoryview(data), 0)
-    return max(1, int.from_bytes(data, "little"))
 
 
 def _target(

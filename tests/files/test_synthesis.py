@@ -4,14 +4,17 @@ Here the weights are made up. `tests/live/test_synthesis_in_training.py` does it
 with those of a training.
 """
 
+import json
+import zipfile
+
 import numpy
 import pytest
 import reference
 import weights_files
 
 from keras_wavg import Profile, sweep, synthesize
+from keras_wavg.files.snapshots import profiles_in
 from keras_wavg.files.solution import solve
-from keras_wavg.files.synthesis import _profiles_in
 
 STEPS, EPOCH = 600, 20
 
@@ -108,8 +111,99 @@ def test_a_sample_stands_for_the_steps_around_its_own_time(tmp_path):
         )
         for time, steps in ((10, 15), (25, 30))
     ]
-    one, two = (profile.times.tolist() for profile in _profiles_in(paths))
+    one, two = (profile.times.tolist() for profile in profiles_in(paths))
     assert (one, two) == ([0.0, 17.5], [17.5, 25.0])
+
+
+SLOT = {"optimizer/vars/2": numpy.zeros(2, "float32")}
+
+
+def counted(batches, *, scaled=False, slot=False):
+    """What a file has of an optimizer that has seen so many batches."""
+    weights = {"vars/0": numpy.ones(2, "float32")}
+    count = {"optimizer/vars/0": numpy.int32(batches)}
+    if scaled:
+        # Keras repeats the inner optimizer after two counts of its own.
+        inner = {"optimizer/inner_optimizer/vars/0": numpy.int32(batches)}
+        count = {"optimizer/vars/0": numpy.int32(0)} | inner
+    return weights | count | (SLOT if slot else {})
+
+
+def with_accumulation(path, steps, *, is_scaled=False):
+    """Write the config of an optimizer into a `.keras` file."""
+    config = {"config": {"gradient_accumulation_steps": steps}}
+    if is_scaled:
+        config = {"config": {"inner_optimizer": config}}
+    with zipfile.ZipFile(path) as old:
+        kept = {name: old.read(name) for name in old.namelist()}
+    kept["config.json"] = json.dumps({"compile_config": {"optimizer": config}})
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in kept.items():
+            new.writestr(name, content)
+
+
+def steps_of(paths, *arguments, **options):
+    found = profiles_in(paths, *arguments, **options)
+    return [profile.steps for profile in found]
+
+
+def test_the_step_under_loss_scaling_is_that_of_the_inner_optimizer(tmp_path):
+    contents = [counted(batches, scaled=True) for batches in (10, 20)]
+    assert steps_of(weights_files.write_each(tmp_path, *contents)) == [10, 20]
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_an_archive_tells_the_batches_of_a_step(is_scaled, tmp_path):
+    paths = []
+    for batches, steps in ((10, 4), (20, None)):
+        path = tmp_path / f"{batches}.keras"
+        weights_files.write(path, counted(batches, scaled=is_scaled, slot=True))
+        with_accumulation(path, steps, is_scaled=is_scaled)
+        paths.append(path)
+    assert steps_of(paths) == [2, 20]
+
+
+def test_batches_that_may_be_accumulated_must_be_told(tmp_path):
+    contents = [counted(batches, slot=True) for batches in (10, 20)]
+    paths = weights_files.write_each(tmp_path, *contents)
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps`, 1"):
+        steps_of(paths)
+    assert steps_of(paths, 5) == [2, 4]
+    # A share of the training is the same in batches.
+    assert steps_of(paths, counts_steps=False) == [10, 20]
+    profile = Profile.power(0.1, 10)
+    arrays = {"vars/0": numpy.ones(2, "float32")}
+    path = tmp_path / "power.weights.h5"
+    paths.append(weights_files.write_snapshot(path, arrays, profile))
+    with pytest.raises(ValueError, match=r"0\.weights\.h5"):
+        steps_of(paths, counts_steps=False)
+
+
+@pytest.mark.parametrize("batches", [-1, 0])
+def test_an_optimizer_that_made_no_step_tells_no_time(batches, tmp_path):
+    paths = weights_files.write_each(tmp_path, counted(batches))
+    with pytest.raises(ValueError, match=f"counts {batches} batches"):
+        steps_of(paths)
+
+
+def test_two_snapshots_of_a_time_are_refused(tmp_path):
+    paths = weights_files.write_each(tmp_path, counted(10), counted(10))
+    with pytest.raises(ValueError, match="both after 10 steps"):
+        synthesize(paths, tmp_path / "made.weights.h5", decay=0.9)
+
+
+def test_snapshots_that_are_nearly_the_same_are_refused(tmp_path):
+    arrays = {"vars/0": numpy.ones(2, "float32")}
+    paths = [
+        weights_files.write_snapshot(
+            tmp_path / f"{number}.weights.h5",
+            arrays,
+            Profile.power(0.1 * (1 + 1e-9 * number), 1000),
+        )
+        for number in range(3)
+    ]
+    with pytest.raises(ValueError, match="different enough"):
+        synthesize(paths, tmp_path / "made.weights.h5", sigma_rel=0.1)
 
 
 def test_coefficients_are_those_of_the_closed_form():

@@ -10,7 +10,7 @@ from models import BATCH, Samples, compiled, data, equal
 from saving import walk
 
 from keras_wavg import PowerEMA, inspect_checkpoint
-from keras_wavg.files.synthesis import profile_in
+from keras_wavg.files.snapshots import profile_in
 from keras_wavg.profile import exponent_from_sigma_rel
 
 WIDTHS = (0.05, 0.2)

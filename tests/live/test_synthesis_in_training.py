@@ -9,7 +9,7 @@ import pytest
 from models import BATCH, compiled, data
 
 from keras_wavg import EMA, PowerEMA, synthesize
-from keras_wavg.files.synthesis import profile_in
+from keras_wavg.files.snapshots import profile_in
 
 EPOCHS, BATCHES = 30, 10
 STEPS = EPOCHS * BATCHES
