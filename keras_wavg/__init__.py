@@ -10,6 +10,8 @@ does. Names for saved weights import neither.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from keras_wavg import plots
     from keras_wavg.batchnorm import update_bn

@@ -1,11 +1,14 @@
 """The command `keras-wavg`: saved weights averaged, inspected and compared.
 
 Exit codes: 0 done (`diff`: the weights are the same); 1 `diff` found that they
-are not; 2 wrong usage; 3 all else that is refused: a value, a file.
+are not; 2 wrong usage; 3 all else that is refused: a value, a file; 130 Ctrl-C.
 """
+
+from typing import Annotated
 
 import typer
 
+from keras_wavg import __version__
 from keras_wavg.cli.average import average
 from keras_wavg.cli.inspect import diff, inspect
 from keras_wavg.cli.synthesize import synthesize
@@ -13,7 +16,7 @@ from keras_wavg.cli.synthesize import synthesize
 app = typer.Typer(
     help="Average saved Keras weights, without Keras.",
     epilog="Exit codes: 0 done (diff: same weights), 1 diff: other weights, "
-    "2 wrong usage, 3 all else that is refused: a value, a file.",
+    "2 wrong usage, 3 all else that is refused: a value, a file, 130 Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,3 +24,24 @@ app = typer.Typer(
 )
 for command in (average, synthesize, inspect, diff):
     app.command()(command)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"keras-wavg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Average saved Keras weights, without Keras."""

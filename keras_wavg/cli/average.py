@@ -24,6 +24,7 @@ from keras_wavg.files.select import select_checkpoints
 
 
 def average(
+    context: typer.Context,
     paths: Annotated[
         list[Path],
         typer.Argument(
@@ -100,7 +101,7 @@ def average(
     as_json: Json = False,
 ) -> None:
     """Average checkpoints into a new one."""
-    with readable_errors():
+    with readable_errors(context):
         chosen = _chosen(
             paths,
             last=last,

@@ -16,23 +16,25 @@ from keras_wavg.files.inspection import diff_checkpoints, inspect_checkpoint
 
 
 def inspect(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.")],
     as_json: Json = False,
 ) -> None:
     """Show what is in a checkpoint."""
-    with readable_errors():
+    with readable_errors(context):
         with progress_bar("reading", quiet=as_json) as progress:
             found = inspect_checkpoint(path, progress)
         typer.echo(to_json(found) if as_json else str(found))
 
 
 def diff(
+    context: typer.Context,
     one: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
     two: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
     as_json: Json = False,
 ) -> None:
     """Compare the weights of two checkpoints."""
-    with readable_errors():
+    with readable_errors(context):
         with progress_bar("comparing", quiet=as_json) as progress:
             found = diff_checkpoints(one, two, progress)
         typer.echo(to_json(found) if as_json else str(found))

@@ -1,21 +1,32 @@
 """`keras-wavg synthesize`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy
 import typer
 
-from keras_wavg.cli.terminal import FAILED, readable_errors
+from keras_wavg.cli.terminal import FAILED, Json, readable_errors, to_json
 from keras_wavg.files import synthesis
 from keras_wavg.files.checkpoint import checkpoints_in
+from keras_wavg.files.paths import refuse_output
+from keras_wavg.files.synthesis import (
+    made_widths,
+    planned_synthesis,
+    planned_widths,
+)
+from keras_wavg.horizon import decay_from
 from keras_wavg.profile import WIDEST
 
 
 def synthesize(
-    folder: Annotated[
-        Path, typer.Argument(help="A folder of snapshots.", metavar="FOLDER")
+    context: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Snapshots, or one folder of them.", metavar="FILES|FOLDER"
+        ),
     ],
     output: Annotated[
         Path,
@@ -30,7 +41,17 @@ def synthesize(
         float | None, typer.Option(help="Decay of an EMA instead.")
     ] = None,
     half_life: Annotated[
-        float | None, typer.Option(help="Or its half-life, in steps.")
+        float | None, typer.Option(help="Or its half-life, see --unit.")
+    ] = None,
+    unit: Annotated[
+        Literal["steps", "epochs", "samples"],
+        typer.Option(help="Of the half-life: optimizer steps, or others."),
+    ] = "steps",
+    steps_per_epoch: Annotated[
+        float | None, typer.Option(help="For --unit epochs.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="For --unit samples.")
     ] = None,
     sweep: Annotated[
         str | None,
@@ -39,48 +60,87 @@ def synthesize(
             "that can be made."
         ),
     ] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="The batches of an optimizer step, where files do not tell."
+        ),
+    ] = None,
     max_residual: Annotated[
         float, typer.Option(help="The largest residual that is accepted.")
     ] = 0.1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing files.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Make the average of any horizon from snapshots of a training."""
-    with readable_errors():
-        snapshots = checkpoints_in(folder)
-        options: dict[str, Any] = {
-            "max_residual": max_residual,
-            "overwrite": overwrite,
-        }
+    with readable_errors(context):
+        sizes = steps_per_epoch, batch_size
         target: dict[str, Any] = {
             "sigma_rel": sigma_rel,
-            "decay": decay,
-            "half_life": half_life,
+            "decay": _decay(decay, half_life, unit, sizes),
         }
-        if sweep is None:
-            report = synthesis.synthesize(
-                snapshots, output, **target, **options
-            )
-            typer.echo(str(report))
-        elif any(value is not None for value in target.values()):
-            raise typer.BadParameter("--sweep has widths of its own")
+        options: dict[str, Any] = {
+            "gradient_accumulation_steps": gradient_accumulation_steps,
+            "max_residual": max_residual,
+        }
+        snapshots = _snapshots(paths)
+        found: Any
+        if sweep is not None:
+            if any(value is not None for value in target.values()):
+                raise typer.BadParameter("--sweep has widths of its own")
+            options["overwrite"] = overwrite
+            make = planned_widths if dry_run else made_widths
+            found = list(make(snapshots, _widths(sweep), output, **options))
+        elif dry_run:
+            refuse_output(output, overwrite=overwrite)
+            found = planned_synthesis(snapshots, **target, **options)
         else:
-            _sweep(snapshots, _widths(sweep), output, options)
+            options |= {"overwrite": overwrite, **target}
+            found = synthesis.synthesize(snapshots, output, **options)
+        _show(found, as_json=as_json, dry_run=dry_run)
 
 
-def _sweep(
-    snapshots: Sequence[Path],
-    widths: Sequence[float],
-    folder: Path,
-    options: Mapping[str, Any],
-) -> None:
-    all_made = synthesis.made_widths(snapshots, widths, folder, **options)
-    paths = []
-    for made in all_made:
-        typer.echo(str(made))
-        paths.append(made.path)
-    if not any(paths):
+def _snapshots(paths: Sequence[Path]) -> Sequence[Path]:
+    if len(paths) == 1 and paths[0].is_dir():
+        return checkpoints_in(paths[0])
+    return paths
+
+
+def _decay(
+    decay: float | None,
+    half_life: float | None,
+    unit: str,
+    sizes: tuple[float | None, int | None],
+) -> float | None:
+    if half_life is None:
+        if unit != "steps" or any(sizes):
+            raise typer.BadParameter("--unit is of --half-life")
+        return decay
+    if decay is not None:
+        raise typer.BadParameter("only one of --decay and --half-life")
+    steps_per_epoch, batch_size = sizes
+    return decay_from(
+        half_life=half_life,
+        unit=unit,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+    )
+
+
+def _show(found: Any, *, as_json: bool, dry_run: bool) -> None:
+    if as_json:
+        typer.echo(to_json(found))
+    else:
+        lines = found if isinstance(found, list) else [found]
+        typer.echo("\n".join(map(str, lines)))
+        if dry_run:
+            typer.echo("dry run: nothing was written")
+    if isinstance(found, list) and not any(width.path for width in found):
         raise typer.Exit(FAILED)
 
 

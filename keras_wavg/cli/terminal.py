@@ -10,6 +10,7 @@ import rich.console
 import typer
 from rich import progress as bars
 
+from keras_wavg.cli.wording import as_typed
 from keras_wavg.files.streaming import Progress
 
 DIFFERENT, FAILED = 1, 3
@@ -19,14 +20,27 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
+def readable_errors(context: typer.Context) -> Iterator[None]:
     """Errors of the library end the command in one line."""
     try:
         yield
     except (ValueError, OSError) as error:
-        text = " ".join(str(error).split())
+        text = as_typed(" ".join(str(error).split()), _typed(context))
         typer.echo(f"error: {text}", err=True)
         raise typer.Exit(FAILED) from error
+
+
+def _typed(context: typer.Context) -> dict[str, str]:
+    """What is typed for the arguments of a command, and of the library."""
+    typed = {
+        parameter.name: parameter.metavar
+        if parameter.param_type_name == "argument" and parameter.metavar
+        else parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name
+    }
+    files = typed.get("paths") or typed.get("folder", "")
+    return dict.fromkeys(("paths", "folder", "snapshots"), files) | typed
 
 
 @contextlib.contextmanager
@@ -50,8 +64,14 @@ def progress_bar(verb: str, *, quiet: bool) -> Iterator[Progress]:
         yield progress
 
 
+def _plain(value: Any) -> Any:
+    """What JSON has for a path or an array."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 def to_json(found: Any) -> str:
-    """What was found, a dataclass, as one line."""
-    text = json.dumps(asdict(found), default=str)
+    """What was found, a dataclass or a list of them, as one line."""
+    plain = [*map(asdict, found)] if isinstance(found, list) else asdict(found)
+    text = json.dumps(plain, default=_plain)
     # JSON has no NaN and no infinity.
     return json.dumps(json.loads(text, parse_constant=lambda _: None))

@@ -67,9 +67,12 @@ class Selection(Sequence[Path]):
             (str(c.path), str(c.epoch), _text(c.score), "chosen")
             for c in self.chosen
         ]
-        rows += [(str(p), "", "", why) for p, why in self.left_out.items()]
-        header = ("checkpoint", "epoch", "score", "")
-        return f"{self.rule}:\n{table(header, rows)}"
+        shown = table(("checkpoint", "epoch", "score", ""), rows)
+        left_out = [
+            f"left out: {count} ({reason})"
+            for reason, count in Counter(self.left_out.values()).items()
+        ]
+        return "\n".join([f"{self.rule}:", shown, *left_out])
 
 
 def select_checkpoints(
@@ -114,7 +117,7 @@ def select_checkpoints(
 
     Returns:
         A `Selection`: a sequence of paths, the oldest first. Printed, it says
-        what was chosen and what was left out, and why.
+        what was chosen, and how many were left out, and why.
 
     Raises:
         ValueError: If an argument is not one of these, or if there are not that

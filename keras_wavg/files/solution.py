@@ -28,6 +28,12 @@ class Solution:
     residual: float
     condition: float
 
+    def __str__(self) -> str:
+        return (
+            f"residual {self.residual:.2%}, condition number "
+            f"{self.condition:.2g}"
+        )
+
 
 def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
     """Find the coefficients of a sum of profiles.

@@ -9,7 +9,7 @@ from typing import Any
 
 from keras_wavg.files.average import average_checkpoints
 from keras_wavg.files.paths import Paths, checked, refuse_output
-from keras_wavg.files.report import AverageReport
+from keras_wavg.files.report import AverageReport, table
 from keras_wavg.files.snapshots import profiles_in
 from keras_wavg.files.solution import Solution, solve
 from keras_wavg.horizon import decay_from
@@ -31,11 +31,33 @@ class SynthesisReport:
     average: AverageReport
 
     def __str__(self) -> str:
-        return (
-            f"{self.average}\ntarget: {self.target}\nresidual "
-            f"{self.solution.residual:.2%}, condition number "
-            f"{self.solution.condition:.2g}"
-        )
+        return f"{self.average}\ntarget: {self.target}\n{self.solution}"
+
+
+@dataclass(frozen=True)
+class PlannedSynthesis:
+    """What `synthesize` would do. Printed, it is a table.
+
+    Args:
+        snapshots: Sequence of `pathlib.Path`s.
+        solution: A `Solution`, with a coefficient for each of them.
+        target: `Profile` that was asked for.
+    """
+
+    snapshots: Sequence[Path]
+    solution: Solution
+    target: Profile
+
+    def __str__(self) -> str:
+        coefficients = self.solution.coefficients
+        rows = [
+            (str(path), f"{coefficient:.6g}")
+            for path, coefficient in zip(
+                self.snapshots, coefficients, strict=True
+            )
+        ]
+        shown = table(("snapshot", "coefficient"), rows)
+        return f"{shown}\ntarget: {self.target}\n{self.solution}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,44 @@ def synthesize(
     References:
         [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3.2
     """
+    plan = planned_synthesis(
+        snapshots,
+        target=target,
+        sigma_rel=sigma_rel,
+        decay=decay,
+        half_life=half_life,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_residual=max_residual,
+    )
+    average = average_checkpoints(
+        plan.snapshots,
+        output,
+        weights=plan.solution.coefficients,
+        overwrite=overwrite,
+    )
+    return SynthesisReport(plan.solution, plan.target, average)
+
+
+def planned_synthesis(
+    snapshots: Paths,
+    *,
+    target: Profile | None = None,
+    sigma_rel: float | None = None,
+    decay: float | None = None,
+    half_life: float | None = None,
+    gradient_accumulation_steps: int | None = None,
+    max_residual: float = 0.1,
+) -> PlannedSynthesis:
+    """What `synthesize` would do.
+
+    Args: See `synthesize`.
+
+    Returns:
+        A `PlannedSynthesis`.
+
+    Raises:
+        ValueError: See `synthesize`.
+    """
     given = checked(snapshots)
     profiles = profiles_in(
         given,
@@ -140,10 +200,7 @@ def synthesize(
             f"{solution.residual:.1%} (max_residual={max_residual}). Take "
             "more snapshots, or ask for a profile closer to theirs."
         )
-    average = average_checkpoints(
-        given, output, weights=solution.coefficients, overwrite=overwrite
-    )
-    return SynthesisReport(solution, wanted, average)
+    return PlannedSynthesis(tuple(given), solution, wanted)
 
 
 def sweep(
@@ -231,32 +288,70 @@ def made_widths(
         A `MadeWidth` for each.
 
     Raises:
+        ValueError: See `planned_widths`.
+        FileExistsError: If there is a file and not `overwrite`.
+    """
+    widths = planned_widths(
+        snapshots,
+        sigma_rels,
+        folder,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_residual=max_residual,
+        overwrite=overwrite,
+    )
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for width in widths:
+        if width.path is not None:
+            average_checkpoints(
+                snapshots,
+                width.path,
+                weights=width.solution.coefficients,
+                overwrite=overwrite,
+            )
+        yield width
+
+
+def planned_widths(
+    snapshots: Paths,
+    sigma_rels: Sequence[float],
+    folder: str | os.PathLike[str],
+    *,
+    gradient_accumulation_steps: int | None = None,
+    max_residual: float,
+    overwrite: bool,
+) -> list[MadeWidth]:
+    """The averages that a sweep would make.
+
+    Args: See `sweep`.
+
+    Returns:
+        List with a `MadeWidth` for each.
+
+    Raises:
         ValueError: If a width does not exist, if two are the same in six
             digits, or if a snapshot is none.
         FileExistsError: If there is a file and not `overwrite`.
     """
-    given = checked(snapshots)
     profiles = profiles_in(
-        given, gradient_accumulation_steps, counts_steps=False
+        checked(snapshots), gradient_accumulation_steps, counts_steps=False
     )
     steps = max(profile.steps for profile in profiles)
     targets = {float(s): Profile.power(s, steps) for s in sigma_rels}
     paths = _paths(list(targets), Path(folder), overwrite=overwrite)
+    planned = []
     for (sigma_rel, target), path in zip(targets.items(), paths, strict=True):
         solution = solve(profiles, target)
-        if not solution.residual <= max_residual:
-            yield MadeWidth(sigma_rel, None, solution)
-            continue
-        weights = solution.coefficients
-        average_checkpoints(given, path, weights=weights, overwrite=overwrite)
-        yield MadeWidth(sigma_rel, path, solution)
+        is_made = solution.residual <= max_residual
+        planned.append(
+            MadeWidth(sigma_rel, path if is_made else None, solution)
+        )
+    return planned
 
 
 def _paths(
     sigma_rels: Sequence[float], folder: Path, *, overwrite: bool
 ) -> list[Path]:
     """The files of the widths. If one is refused, none is made."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"sigma_{s:g}.weights.h5" for s in sigma_rels]
     if len(set(paths)) < len(paths):
         raise ValueError(
@@ -264,8 +359,9 @@ def _paths(
             f"files are named. Received: sigma_rels={list(sigma_rels)}. Leave "
             "one of two out."
         )
-    for path in paths:
-        refuse_output(path, overwrite=overwrite)
+    if folder.exists():
+        for path in paths:
+            refuse_output(path, overwrite=overwrite)
     return paths
 
 

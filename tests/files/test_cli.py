@@ -1,8 +1,11 @@
 """The command line, run as a user runs it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy
@@ -10,6 +13,7 @@ import pytest
 import typer.testing
 import weights_files
 
+import keras_wavg
 from keras_wavg import Profile
 from keras_wavg.cli import app
 
@@ -307,3 +311,124 @@ def test_a_sweep_makes_many(tmp_path):
     )
     assert impossible.exit_code == 3
     assert "residual" in impossible.stderr
+
+
+def test_errors_name_options_as_they_are_typed(folder):
+    paths = sorted(folder.iterdir())
+    output = folder / "mean.weights.h5"
+    output.touch()
+    errors = [
+        run("average", *paths, "-o", output),
+        run("average", *paths, "-o", folder / "a.h5"),
+        run("average", *paths[:2], "-o", folder / "a.keras"),
+        run(
+            "average", *paths[:2], "-o", folder / "a.weights.h5", "--include=x"
+        ),
+        run("average", folder, "-o", folder / "b.weights.h5", "--last", "9"),
+    ]
+    expected = [
+        f"--output must not exist, unless --overwrite. Received: --output '{o}'"
+        for o in [output]
+    ]
+    expected += [
+        "--output must end in",
+        "no `.keras` among FILES|FOLDER",
+        "--include must match the path of at least one variable",
+        "FILES|FOLDER must have 9 checkpoints",
+    ]
+    for result, text in zip(errors, expected, strict=True):
+        assert result.exit_code == 3
+        assert text in result.stderr
+        assert "=True" not in result.stderr
+
+
+def test_it_tells_its_version():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"keras-wavg {keras_wavg.__version__}\n",
+    )
+
+
+def test_a_choice_among_many_is_told_in_few_lines(tmp_path):
+    for epoch in range(1, 301):
+        path = tmp_path / f"{epoch:03d}-{epoch / 100:.2f}.weights.h5"
+        weights_files.write(path, {"a/vars/0": numpy.ones(1, "float32")})
+    options = ("--best", "3", "--until", "200", "--dry-run")
+    result = run("average", tmp_path, "-o", tmp_path / "m.weights.h5", *options)
+    assert result.exit_code == 0
+    assert result.stderr.count("\n") < 10
+    assert "left out: 100 (after epoch 200)" in result.stderr
+    assert "left out: 197 (not among the lowest val_loss 3)" in result.stderr
+    assert result.stdout.count("0.333333") == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+@pytest.mark.parametrize("delay", [0.03, 0.08, 0.15, 0.3])
+def test_ctrl_c_ends_it_in_one_line_at_any_moment(delay, tmp_path):
+    arrays = {"a/vars/0": numpy.ones(1_000_000, "float32")}
+    path = weights_files.write(tmp_path / "a.weights.h5", arrays)
+    output = tmp_path / "mean.weights.h5"
+    command = [sys.executable, "-m", "keras_wavg", "average"]
+    process = subprocess.Popen(
+        [*command, *[path] * 100, "-o", output],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    names = {file.name for file in tmp_path.iterdir()}
+    if process.returncode == 0:
+        assert names == {"a.weights.h5", "mean.weights.h5"}
+        return
+    assert names == {"a.weights.h5"}
+    # Before the first line of ours, Python says what it does.
+    if "interrupted\n" not in error:
+        assert "keras_wavg/cli" not in error
+    else:
+        assert (process.returncode, error) == (130, "interrupted\n")
+
+
+def test_a_dry_run_of_a_synthesis_tells_the_coefficients(tmp_path):
+    (tmp_path / "run").mkdir()
+    snapshots(tmp_path / "run")
+    files = sorted((tmp_path / "run").iterdir())
+    output = tmp_path / "made.weights.h5"
+    command = ["synthesize", *files, "-o", output, "--half-life", "150"]
+    made = run(*command, "--json")
+    report = json.loads(made.stdout)
+    output.unlink()
+    planned = json.loads(run(*command, "--json", "--dry-run").stdout)
+    assert planned["solution"] == report["solution"]
+    assert planned["target"] == report["target"]
+    shown = run(*command, "--dry-run").stdout
+    first = planned["solution"]["coefficients"][0]
+    assert f"{first:.6g}" in shown
+    assert "condition number" in shown
+    assert "nothing was written" in shown
+    assert not output.exists()
+    widths = ["synthesize", tmp_path / "run", "-o", tmp_path / "new", "--sweep"]
+    found = run(*widths, "0.06:0.14:3", "--dry-run", "--json")
+    assert [made["sigma_rel"] for made in json.loads(found.stdout)] == [
+        pytest.approx(width) for width in (0.06, 0.1, 0.14)
+    ]
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--half-life", "1.5", "--unit", "epochs", "--steps-per-epoch", "100"],
+        ["--half-life", "4800", "--unit", "samples", "--batch-size", "32"],
+    ],
+    ids=["epochs", "samples"],
+)
+def test_a_half_life_may_be_told_in_epochs_or_samples(options, tmp_path):
+    snapshots(tmp_path)
+    command = ["synthesize", tmp_path, "-o", tmp_path / "made.weights.h5"]
+    expected = run(*command, "--half-life", "150", "--dry-run").stdout
+    assert run(*command, *options, "--dry-run").stdout == expected
+    assert run(*command, *options[:-2]).exit_code == 3
+    assert run(*command, "--decay", "0.9", *options[2:]).exit_code == 2

@@ -37,7 +37,7 @@ def fit(model, *callbacks, epochs=1, **options):
 def test_the_private_and_the_public_way_to_jax_weights_give_the_same(
     monkeypatch,
 ):
-    module = pytest.importorskip("keras_wavg.backend.jax")
+    module = pytest.importorskip("keras_wavg.averages.jax")
 
     def train():
         ema = EMA(0.9)

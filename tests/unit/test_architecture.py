@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "sampling saveable backend averages batchnorm ensemble keras numpy",
     "plots": "arguments profile ensemble keras numpy matplotlib",
     "soup": "arguments files batchnorm ensemble rich",
-    "cli": "profile files numpy rich typer",
+    "cli": f"{NEUTRAL} __version__ files numpy rich typer",
     "__main__": "cli",
     "__init__": "horizon profile learning_rates files batchnorm callbacks "
     "plots soup",
