@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +192,12 @@ class Difference:
         mismatches: Dict from the paths of variables that cannot be compared to
             the reasons.
         distances: Dict from the paths of the others to `Distance`s.
+        layers: Dict from paths to the names of layers, where files have them.
     """
 
     mismatches: Mapping[str, str]
     distances: Mapping[str, Distance]
+    layers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_none(self) -> bool:
@@ -206,7 +208,7 @@ class Difference:
     def __str__(self) -> str:
         rows = [
             (
-                path,
+                self._named(path),
                 f"{d.euclidean:.6g}",
                 f"{d.relative:.3g}",
                 f"{d.largest:.6g}",
@@ -214,10 +216,19 @@ class Difference:
             for path, d in self.distances.items()
         ]
         header = ("variable", "distance", "relative", "largest")
-        lines = [f"{path}: {why}" for path, why in self.mismatches.items()]
+        lines = [
+            f"{self._named(path)}: {why}"
+            for path, why in self.mismatches.items()
+        ]
         if self.is_none:
             lines.append("the weights are the same")
         return "\n".join([table(header, rows), *lines])
+
+    def _named(self, path: str) -> str:
+        layer = self.layers.get(path, "")
+        if layer in path.split("/") or not layer:
+            return path
+        return f"{path} ({printable(layer)})"
 
 
 def diff_checkpoints(
@@ -255,8 +266,21 @@ def diff_checkpoints(
     with opener.open(one) as ours, opener.open(two) as theirs:
         problems = mismatches(ours, theirs)
         return Difference(
-            problems, _distances(ours, theirs, problems, progress)
+            problems,
+            _distances(ours, theirs, problems, progress),
+            _layers(theirs) | _layers(ours),
         )
+
+
+def _layers(checkpoint: Checkpoint) -> dict[str, str]:
+    """The names of the layers of variables."""
+    groups = {path: path.rpartition("/")[0] for path in checkpoint.weights}
+    attributes = {
+        path: checkpoint.groups.get(group, {}) for path, group in groups.items()
+    }
+    return {
+        p: found["name"] for p, found in attributes.items() if "name" in found
+    }
 
 
 def _distances(

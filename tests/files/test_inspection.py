@@ -189,3 +189,13 @@ def test_nan_is_a_difference(tmp_path, paths):
     other["a/vars/1"][0] = numpy.nan
     path = weights_files.write(tmp_path / "other.weights.h5", other)
     assert not diff_checkpoints(paths[0], path).is_none
+
+
+def test_differences_are_shown_with_the_names_of_layers(tmp_path):
+    """Where a file has a name that its path does not tell."""
+    arrays = {"layers/dense/vars/0": numpy.ones(3, "float32")}
+    paths = weights_files.write_each(tmp_path, arrays, arrays)
+    for path in paths:
+        with h5py.File(path, "a") as file:
+            file["layers/dense/vars"].attrs["name"] = "encoder_out"
+    assert "layers/dense/vars/0 (encoder_out)" in str(diff_checkpoints(*paths))
