@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from keras_wavg.callbacks.swag import SWAG
     from keras_wavg.files import coefficients
     from keras_wavg.files.average import average_checkpoints
-    from keras_wavg.files.inspection import (
-        diff_checkpoints,
-        inspect_checkpoint,
-    )
+    from keras_wavg.files.difference import diff_checkpoints
+    from keras_wavg.files.inspection import inspect_checkpoint
     from keras_wavg.files.select import select_checkpoints
     from keras_wavg.files.synthesis import sweep, synthesize
     from keras_wavg.horizon import decay_from
@@ -86,7 +84,7 @@ _HOMES = {
     "TriangularLearningRate": "keras_wavg.learning_rates",
     "average_checkpoints": "keras_wavg.files.average",
     "decay_from": "keras_wavg.horizon",
-    "diff_checkpoints": "keras_wavg.files.inspection",
+    "diff_checkpoints": "keras_wavg.files.difference",
     "greedy_soup": "keras_wavg.soup",
     "inspect_checkpoint": "keras_wavg.files.inspection",
     "resume": "keras_wavg.callbacks.resume",

@@ -12,7 +12,8 @@ from keras_wavg.cli.terminal import (
     readable_errors,
     to_json,
 )
-from keras_wavg.files.inspection import diff_checkpoints, inspect_checkpoint
+from keras_wavg.files.difference import diff_checkpoints
+from keras_wavg.files.inspection import inspect_checkpoint
 
 
 def inspect(
