@@ -459,6 +459,33 @@ def test_a_file_without_an_average_warns_and_begins_anew(tmp_path):
     assert equal(lawa, samples.weights[-1])
 
 
+def quantized_with_adapters():
+    """QLoRA: trained adapters on kernels of integers."""
+    model = models.dense()
+    model.quantize("int8")
+    for layer in model.layers:
+        layer.enable_lora(2)
+    return compiled(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
+def test_an_average_of_adapters_on_quantized_kernels_begins_anew(tmp_path):
+    """A file has their sum with the kernel, so nothing else can be told."""
+    path = tmp_path / "a.weights.h5"
+    model, ema = quantized_with_adapters(), EMA(0.9)
+    walk(model, ema)
+    ema.restore()
+    model.save_weights(path)
+    other, again = quantized_with_adapters(), EMA(0.9)
+    again.set_model(other)
+    with pytest.warns(match="quantized kernels with their adapters"):
+        other.load_weights(path)
+    assert weights_of(again) == []
+    plain = quantized_with_adapters()
+    plain.load_weights(path)
+    assert equal(other.predict(X, verbose=0), plain.predict(X, verbose=0))
+
+
 def test_a_legacy_file_warns_too(tmp_path):
     if keras.config.backend() == "torch":
         pytest.skip("legacy files need not be tried on each backend")

@@ -433,6 +433,18 @@ def test_a_model_whose_weights_were_exchanged_is_refused_and_left_alone():
     assert equal(model.get_weights(), before)
 
 
+def test_weights_that_are_exchanged_under_an_average_are_warned_of():
+    model, ema = dense(), EMA(0.9)
+    fit(model, ema)
+    shown = model.layers[0].get_weights()
+    model.pop()
+    model.compile("sgd", "mse", jit_compile=False)
+    found = Samples()
+    with pytest.warns(match="were exchanged, by `quantize`, `pop`"):
+        fit(model, found, EMA(0.9))
+    assert equal(found.initial, shown)
+
+
 def test_keras_own_average_beside_ours_is_warned_of():
     model = compiled(models.dense(), keras.optimizers.SGD(0.01, use_ema=True))
     with pytest.warns(match="must not have `use_ema=True` beside `EMA`"):

@@ -854,7 +854,10 @@ ARCHIVES = {
         archive(directory("config.json", 16, 1)),
         ZIP,
     ),
-    "config at the end": (archive(directory("config.json", 42, 2**31)), ZIP),
+    "config at the end": (
+        archive(directory("config.json", 42, 2**31)),
+        f"{ZIP}|outside of itself",
+    ),
     "weights at the end": (
         archive(directory(MEMBER, 42, 2**31)),
         f"{ZIP}|damaged|outside of itself",
