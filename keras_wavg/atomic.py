@@ -44,16 +44,19 @@ def replacing(
             and not `overwrite`. It stays, and nothing is written.
     """
     target = target_of(path)
-    with system.errors_name(target), _folder_beside(target) as folder:
-        written = folder / target.name
-        yield written
-        parts = [part for part in folder.iterdir() if part != written]
-        files = [*parts, written]
-        for file in files:
-            system.store(file)
-        move = _replace if overwrite else _add
-        move(files, target)
-        system.store(target.parent)
+    try:
+        with _folder_beside(target) as folder:
+            written = folder / target.name
+            yield written
+            parts = [part for part in folder.iterdir() if part != written]
+            files = [*parts, written]
+            for file in files:
+                system.store(file)
+            move = _replace if overwrite else _add
+            move(files, target)
+            system.store(target.parent)
+    except OSError as error:
+        system.raise_with_name(error, target)
 
 
 def _replace(files: Sequence[Path], target: Path) -> None:

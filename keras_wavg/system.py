@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 try:
     import fcntl
@@ -112,15 +112,11 @@ def move_to_free_place(file: Path, target: Path) -> None:
         file.unlink()
 
 
-@contextlib.contextmanager
-def errors_name(path: Path) -> Iterator[None]:
-    """Context whose errors of the system name a file, if they name none."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+def raise_with_name(error: OSError, path: Path) -> NoReturn:
+    """Raise an error of the system so that it names a file."""
+    if error.errno is None or error.filename is not None:
+        raise error
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager

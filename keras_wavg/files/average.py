@@ -21,7 +21,12 @@ from keras_wavg.files.paths import (
 )
 from keras_wavg.files.plan import FilePlan, make_plan
 from keras_wavg.files.report import AverageReport, SourceReport
-from keras_wavg.files.streaming import Block, Progress, for_each
+from keras_wavg.files.streaming import (
+    Block,
+    Progress,
+    for_each,
+    in_parallel,
+)
 from keras_wavg.files.summing import Summing
 
 _SHARD_SIZE = 5 << 30  # What Keras has in a shard if nobody says.
@@ -278,11 +283,12 @@ def _checksums(plan: FilePlan, summing: Summing) -> list[str]:
     if not plan.all_match:
         # Not all of a file has been read.
         return [checksum(checkpoint) for checkpoint in plan.checkpoints]
-    found = []
-    for one, sums in zip(plan.checkpoints, summing.source_sums, strict=True):
-        require_whole(one, summing.arrays, sums)
-        found.append(digest(summing.arrays, sums))
-    return found
+    arrays, sums = summing.arrays, summing.source_sums
+    in_parallel(
+        lambda pair: require_whole(pair[0], arrays, pair[1]),
+        zip(plan.checkpoints, sums, strict=True),
+    )
+    return [digest(arrays, one) for one in sums]
 
 
 def _source_reports(

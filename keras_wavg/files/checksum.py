@@ -114,10 +114,11 @@ def _parts(
     source: Source, known: Mapping[int, list[tuple[int, int]]]
 ) -> Iterator[tuple[int, int]]:
     """The CRC-32 and size of each part, and of what is around those known."""
-    at = 0
+    at, room = 0, memoryview(bytearray(_PIECE))
     for offset in (*sorted(known), source.size):
         while at < offset:
-            piece = source.read(at, min(_PIECE, offset - at))
+            piece = room[: offset - at]
+            source.read_into(piece, at)
             yield crc32(piece), len(piece)
             at += len(piece)
         for crc, size in known.get(offset, ()):

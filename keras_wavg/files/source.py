@@ -80,8 +80,10 @@ class Source:
             ValueError: If there are fewer.
             OSError: If they cannot be read.
         """
-        with system.errors_name(self.path):
+        try:
             self._read_into(view, offset)
+        except OSError as error:
+            system.raise_with_name(error, self.path)
 
     def _read_into(self, view: memoryview, offset: int) -> None:
         size = len(view)

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -11,13 +11,14 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass
+from typing import Any
 
 from keras_wavg.files.hdf5.structure import Array
 
 BLOCK = 1 << 18
 """The most numbers that are worked on at once. Checksums depend on it."""
 
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 4 << 20
 _MOST_THREADS = 4
 
 Progress = Callable[[int, int], None]
@@ -67,43 +68,58 @@ def for_each(
     Raises:
         OSError: If no thread can be started.
     """
-    count = min(os.cpu_count() or 1, _MOST_THREADS)
-    with ThreadPoolExecutor(count) as pool:
-        try:
-            done, total = 0, sum(array.nbytes for array in arrays.values())
-            for nbytes in _in_parallel(pool, work, _batches(arrays), 2 * count):
-                done += nbytes
-                if progress is not None:
-                    progress(done, total)
-        except BaseException:
-            # After an error, or Ctrl-C, the others are not to go on.
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _in_parallel(
-    pool: ThreadPoolExecutor,
-    work: Callable[[Block], None],
-    batches: Iterator[list[Block]],
-    most: int,
-) -> Iterator[int]:
-    """The bytes of each batch, once it is done. So many wait at most."""
+    done, total = 0, sum(array.nbytes for array in arrays.values())
 
     def work_on(batch: list[Block]) -> int:
         for block in batch:
             work(block)
         return sum(block.nbytes for block in batch)
 
-    waiting: set[Future[int]] = set()
-    for batch in batches:
+    for nbytes in _results(work_on, _batches(arrays)):
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+
+def in_parallel(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
+    """Do some work for each item.
+
+    Args:
+        work: Function of an item, to be called by several threads.
+        items: What there is to do.
+
+    Raises:
+        OSError: If no thread can be started.
+    """
+    for _ in _results(work, items):
+        pass
+
+
+def _results(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """What work returns, as it ends. Few items wait at a time."""
+    count = min(os.cpu_count() or 1, _MOST_THREADS)
+    waiting: set[Future[Any]] = set()
+    with ThreadPoolExecutor(count) as pool:
         try:
-            waiting.add(pool.submit(work_on, batch))
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, "No thread can be started") from error
-        if len(waiting) == most:
-            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in ended)
-    yield from (future.result() for future in as_completed(waiting))
+            for item in items:
+                waiting.add(_submitted(pool, work, item))
+                if len(waiting) == 2 * count:
+                    ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in ended)
+            yield from (future.result() for future in as_completed(waiting))
+        except BaseException:
+            # After an error, or Ctrl-C, the others are not to go on.
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, work: Callable[[Any], Any], item: Any
+) -> Future[Any]:
+    try:
+        return pool.submit(work, item)
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, "No thread can be started") from error
 
 
 def _batches(arrays: Mapping[str, Array]) -> Iterator[list[Block]]:

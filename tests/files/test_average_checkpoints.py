@@ -26,6 +26,7 @@ from file_properties import (
 from weights_files import SUFFIXES, equal, write_each
 
 from keras_wavg import average_checkpoints, inspect_checkpoint
+from keras_wavg.files import streaming
 
 test_the_mean_is_that_of_the_definition = examples(
     check_the_mean_is_that_of_the_definition
@@ -444,3 +445,18 @@ def test_differences_of_checkpoints_are_added_as_numpy_adds_them(tmp_path):
         expected = expected + scale * (array.astype("float64") - base)
     received = weights_files.read(output)["a/vars/0"]
     assert received == pytest.approx(expected.astype("float32"), rel=1e-6)
+
+
+def test_a_system_without_threads_is_an_error_that_names_the_output(
+    tmp_path, monkeypatch
+):
+    arrays = {"a/vars/0": numpy.ones(3, "float32")}
+    paths = weights_files.write_each(tmp_path, arrays, arrays)
+
+    def submit(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(streaming.ThreadPoolExecutor, "submit", submit)
+    with pytest.raises(OSError, match=r"No thread .*mean\.weights\.h5"):
+        average_checkpoints(paths, tmp_path / "mean.weights.h5")
+    assert len([*tmp_path.iterdir()]) == 2

@@ -34,16 +34,14 @@ def test_bytes_are_read_and_written_at_their_places(
 
 
 def test_errors_name_a_file_if_they_name_none():
-    def failing(*arguments):
-        with system.errors_name(Path("a.weights.h5")):
-            raise OSError(*arguments)
+    def text_of(*arguments):
+        with pytest.raises(OSError) as error:  # noqa: PT011
+            system.raise_with_name(OSError(*arguments), Path("a.weights.h5"))
+        return str(error.value)
 
-    with pytest.raises(OSError, match=r"full: 'a\.weights\.h5'"):
-        failing(errno.ENOSPC, "full")
-    with pytest.raises(OSError, match="full: 'other'"):
-        failing(errno.ENOSPC, "full", "other")
-    with pytest.raises(OSError, match=r"^a text$"):
-        failing("a text")
+    assert text_of(errno.ENOSPC, "full").endswith("full: 'a.weights.h5'")
+    assert text_of(errno.ENOSPC, "full", "other").endswith("full: 'other'")
+    assert text_of("a text") == "a text"
 
 
 def test_a_file_that_cannot_be_moved_leaves_no_empty_one(tmp_path, monkeypatch):
