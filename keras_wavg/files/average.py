@@ -96,7 +96,8 @@ def average_checkpoints(
     Raises:
         ValueError: If an argument is not one of these; if a file is damaged or
             not as Keras writes it; if variables, or the values of integer ones,
-            differ; if a variable is NaN or infinite. Nothing is written then.
+            differ that are neither counts nor seeds; if a variable is NaN or
+            infinite. Nothing is written then.
         FileExistsError: If there is a file and not `overwrite`.
         OSError: If a file cannot be read or written.
     """

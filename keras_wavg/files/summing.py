@@ -7,6 +7,7 @@ import numpy
 
 from keras_wavg.files import numbers
 from keras_wavg.files.checksum import crc32, room_for_sums
+from keras_wavg.files.hdf5.structure import Array
 from keras_wavg.files.output import Output
 from keras_wavg.files.plan import FilePlan
 from keras_wavg.files.streaming import BLOCK, Block
@@ -106,7 +107,8 @@ class Summing:
     def _differ(self, path: str, number: int) -> None:
         array = self.arrays[path]
         is_quantized = array.dtype in {"int8", "uint8"} and array.shape
-        if self._strict or is_quantized:
+        is_strict = self._strict and not _is_state(path, array)
+        if is_strict or is_quantized:
             one, two = self._plan.checkpoints[number], self._plan.last
             raise ValueError(
                 "Variables of integers must be the same in all checkpoints, as "
@@ -135,6 +137,12 @@ class Summing:
             f"Received: {block.path}, of {dtype}, where it is not. Lower the "
             "`weights`."
         )
+
+
+def _is_state(path: str, array: Array) -> bool:
+    """Whether integers are a count, or the state of random numbers."""
+    owner = path.split("/")[-3:-2]
+    return not array.shape or owner in (["seed_generator"], ["generator"])
 
 
 class _Buffers(threading.local):

@@ -104,18 +104,18 @@ def test_the_optimizer_is_dropped_or_taken_from_the_last(tmp_path):
     assert weights_files.read(output)["optimizer/vars/0"] == 2
 
 
-def test_a_count_must_be_the_same_or_comes_from_the_last(tmp_path):
-    counted = "layers/normalization/vars/2"
+def test_a_table_must_be_the_same_or_comes_from_the_last(tmp_path):
+    table = "layers/normalization/vars/2"
     paths = write_each(
         tmp_path,
-        *(some_layers(0) | {counted: numpy.int32(n)} for n in (1, 2)),
+        *(some_layers(0) | {table: numpy.int32([n, 7])} for n in (1, 2)),
     )
     output = tmp_path / "mean.weights.h5"
     with pytest.raises(ValueError, match=r"integers .*vars/2.*strict=False"):
         average_checkpoints(paths, output)
     report = average_checkpoints(paths, output, strict=False)
     assert "integers that differ" in report.copied.values()
-    assert weights_files.read(output)[counted] == 2
+    assert weights_files.read(output)[table].tolist() == [2, 7]
 
 
 def test_the_order_of_the_files_does_not_matter_to_a_sum_that_is_rounded(
@@ -460,3 +460,29 @@ def test_a_system_without_threads_is_an_error_that_names_the_output(
     with pytest.raises(OSError, match=r"No thread .*mean\.weights\.h5"):
         average_checkpoints(paths, tmp_path / "mean.weights.h5")
     assert len([*tmp_path.iterdir()]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("layers/norm/vars/3", [numpy.int64(7), numpy.int64(9)]),
+        ("layers/dropout/seed_generator/vars/0", [[1, 2], [1, 3]]),
+        ("layers/flip/generator/vars/0", [[1, 2], [1, 3]]),
+    ],
+    ids=["count", "dropout", "augmentation"],
+)
+def test_counts_and_seeds_are_the_last_files(path, values, tmp_path):
+    contents = [
+        {
+            "layers/dense/vars/0": numpy.full(2, number, "float32"),
+            path: numpy.asarray(value, "uint32"),
+        }
+        for number, value in enumerate(values)
+    ]
+    paths = weights_files.write_each(tmp_path, *contents)
+    output = tmp_path / "mean.weights.h5"
+    report = average_checkpoints(paths, output)
+    assert report.copied == {path: "integers that differ"}
+    made = weights_files.read(output)
+    assert made[path].tolist() == numpy.asarray(values[1]).tolist()
+    assert made["layers/dense/vars/0"].tolist() == [0.5, 0.5]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import Samples, Steps, compiled, data, equal
@@ -261,6 +262,23 @@ def test_every_dtype_policy_is_averaged_as_defined(dtype_policy):
         assert floats == {wide}
     ema.restore()
     assert equal(model.get_weights(), samples.weights[-1])
+
+
+def test_scales_of_float8_training_are_not_averaged():
+    """No optimizer steps them, and each step makes them anew."""
+    model, ema = models.dense(), EMA(0.9)
+    model.quantize("float8")
+    scales = [
+        variable
+        for variable in model.weights
+        if getattr(variable, "overwrite_with_gradient", False)
+    ]
+    ema.set_model(model)
+    ema.update()
+    averaged = {id(variable) for variable in probe.variables(ema)}
+    assert scales
+    assert not averaged & {id(scale) for scale in scales}
+    assert id(model.layers[0].kernel) in averaged
 
 
 def test_layers_frozen_between_two_fits_stay_aligned():

@@ -724,7 +724,7 @@ WEIGHTS = {
         "only in",
     ),
     "integers that differ": (
-        both(numpy.int32(1), numpy.int32(2)),
+        both(numpy.int32([1, 2]), numpy.int32([1, 3])),
         "must be the same in all checkpoints",
     ),
     "int8 kernels that differ": (
