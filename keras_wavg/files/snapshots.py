@@ -156,7 +156,8 @@ def _refuse_two_of_a_time(
 ) -> None:
     first: dict[Any, Path] = {}
     for path, profile in zip(paths, profiles, strict=True):
-        key = profile.steps, profile.times.tobytes(), profile.shares.tobytes()
+        arrays = profile.times.tobytes(), profile.shares.tobytes()
+        key = profile.steps, profile.exponent, *arrays
         other = first.setdefault(key, path)
         if other is not path:
             raise ValueError(

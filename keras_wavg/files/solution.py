@@ -10,7 +10,8 @@ import numpy
 from keras_wavg.profile import Profile
 
 _MOST_BINS = 20_000
-_MOST_CONDITION = 1e13
+# Of a float32, and of the weights that are made.
+_FLOAT32, _MOST_ROUNDING = 2.0**-24, 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
         A `Solution`.
 
     Raises:
-        ValueError: If some profiles are nearly sums of the others, so that no
-            digit of the residual is left.
+        ValueError: If some profiles are so nearly sums of the others that
+            rounding errors would show.
     """
     products = _products([*profiles, target])
     matrix, wanted, norm = (
@@ -57,22 +58,29 @@ def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
     )
     scale = 1 / numpy.sqrt(numpy.diag(matrix))
     scaled = matrix * numpy.outer(scale, scale)
-    condition = float(numpy.linalg.cond(scaled))
-    if not condition <= _MOST_CONDITION:
-        raise ValueError(
-            "Snapshots must be different enough from one another. Received: "
-            f"{len(profiles)} snapshots, whose equations have the condition "
-            f"number {condition:.2g}, above {_MOST_CONDITION:.0g}. Take fewer "
-            "of them, further apart."
-        )
     found = numpy.linalg.lstsq(scaled, wanted * scale, rcond=1e-13)[0] * scale
     found /= found.sum()
     square = found @ matrix @ found - 2 * found @ wanted + norm
+    _require_digits(found)
     return Solution(
         found.tolist(),
         math.sqrt(max(0.0, square) / norm),
-        condition,
+        float(numpy.linalg.cond(scaled)),
     )
+
+
+def _require_digits(coefficients: Any) -> None:
+    """Refuse coefficients that blow up how snapshots were rounded."""
+    size = float(numpy.abs(coefficients).sum())
+    rounding = size * _FLOAT32
+    if not rounding <= _MOST_ROUNDING:
+        raise ValueError(
+            "Snapshots must be different enough from one another for the "
+            f"average that is asked for. Received: {len(coefficients)} "
+            f"snapshots, with coefficients whose magnitudes sum to {size:.2g}: "
+            f"what was rounded off in float32 would be {rounding:.1%} of the "
+            "weights. Take fewer of them, further apart."
+        )
 
 
 def _products(profiles: Sequence[Profile]) -> Any:

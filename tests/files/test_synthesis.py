@@ -192,18 +192,40 @@ def test_two_snapshots_of_a_time_are_refused(tmp_path):
         synthesize(paths, tmp_path / "made.weights.h5", decay=0.9)
 
 
-def test_snapshots_that_are_nearly_the_same_are_refused(tmp_path):
+def test_averages_of_two_widths_after_one_step_are_no_doubles(tmp_path):
     arrays = {"vars/0": numpy.ones(2, "float32")}
     paths = [
         weights_files.write_snapshot(
-            tmp_path / f"{number}.weights.h5",
-            arrays,
-            Profile.power(0.1 * (1 + 1e-9 * number), 1000),
+            tmp_path / f"{width}.weights.h5", arrays, Profile.power(width, 1)
         )
-        for number in range(3)
+        for width in (0.05, 0.1)
     ]
-    with pytest.raises(ValueError, match="different enough"):
-        synthesize(paths, tmp_path / "made.weights.h5", sigma_rel=0.1)
+    assert steps_of(paths) == [1, 1]
+
+
+def nearly_the_same(folder, apart):
+    arrays = {"vars/0": numpy.ones(2, "float32")}
+    return [
+        weights_files.write_snapshot(
+            folder / f"{number}.weights.h5",
+            arrays,
+            Profile.power(0.1 * (1 + apart * number), 1000),
+        )
+        for number in range(6)
+    ]
+
+
+def test_snapshots_that_are_nearly_the_same_share_what_they_have(tmp_path):
+    paths = nearly_the_same(tmp_path, 1e-9)
+    report = synthesize(paths, tmp_path / "made.weights.h5", sigma_rel=0.1)
+    assert max(report.solution.coefficients) < 1
+    assert report.solution.residual < 1e-6
+
+
+def test_coefficients_that_blow_up_what_was_rounded_are_refused(tmp_path):
+    paths = nearly_the_same(tmp_path, 1e-2)
+    with pytest.raises(ValueError, match="rounded off in float32 would be"):
+        synthesize(paths, tmp_path / "made.weights.h5", sigma_rel=0.2)
 
 
 def test_coefficients_are_those_of_the_closed_form():
