@@ -11,18 +11,23 @@ class _Interrupt(BaseException):
     """Ctrl-C, where nobody but `main` knows it."""
 
 
-def _interrupt(*_: Any) -> NoReturn:
-    raise _Interrupt
-
-
 def main() -> None:
     """Run the command. Ctrl-C ends it in one line, while it imports, too."""
-    signal.signal(signal.SIGINT, _interrupt)
+    interrupts = []
+
+    def interrupt(*_: Any) -> NoReturn:
+        interrupts.append(_Interrupt())
+        raise interrupts[-1]
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         from keras_wavg.cli import app  # noqa: PLC0415
 
         app(prog_name="keras-wavg")
-    except _Interrupt:
+    except BaseException:
+        # Python may make another error of one that is raised while it imports.
+        if not interrupts:
+            raise
         sys.stderr.write("interrupted\n")
         sys.exit(_INTERRUPTED)
 
