@@ -385,7 +385,6 @@ def test_ctrl_c_ends_it_in_one_line_at_any_moment(delay, tmp_path):
         assert "mean.weights.h5" in names
     elif process.returncode == 130:
         assert error == "interrupted\n"
-        assert names == {"a.weights.h5"}
     else:
         # Before the first line of ours, or after the last, it is Python's.
         assert "keras_wavg/cli" not in error
