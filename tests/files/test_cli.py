@@ -15,6 +15,7 @@ import weights_files
 
 import keras_wavg
 from keras_wavg import Profile
+from keras_wavg.__main__ import main
 from keras_wavg.cli import app
 
 
@@ -431,3 +432,32 @@ def test_a_half_life_may_be_told_in_epochs_or_samples(options, tmp_path):
     assert run(*command, *options, "--dry-run").stdout == expected
     assert run(*command, *options[:-2]).exit_code == 3
     assert run(*command, "--decay", "0.9", *options[2:]).exit_code == 2
+
+
+@pytest.fixture
+def keeps_its_signals():
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("keeps_its_signals")
+def test_the_command_ends_with_its_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["keras-wavg", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith("keras-wavg ")
+
+    def interrupted(**_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            # As Python does to an error while a class is made.
+            raise RuntimeError("__set_name__") from error
+
+    monkeypatch.setattr("keras_wavg.cli.app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
