@@ -22,6 +22,7 @@ import numpy
 VERSION = 3
 """Of the format: to be raised when an older reader would go wrong."""
 
+_OF_VERSION_2 = ("place", "overwritten", "skipped")  # They are no more.
 _LARGEST = 2**31 - 1  # What counts can be on JAX.
 _ROOM = 2**30  # What is left of it for the training that goes on.
 
@@ -170,11 +171,10 @@ def _of_this_version(
             f"Received: version={version}. Install the version of keras_wavg "
             "that wrote the file."
         )
-    left = {"place", "overwritten", "skipped"}
-    overwritten = {name: _integer(name, arrays) for name in left}["overwritten"]
+    left = {name: _integer(name, arrays) for name in _OF_VERSION_2}
     kept = {k: array for k, array in arrays.items() if k not in left}
     changed = {"version": numpy.array(VERSION), "replaced": numpy.array(0)}
-    return kept | changed, bool(overwritten)
+    return kept | changed, bool(left["overwritten"])
 
 
 def _require_possible(counts: Counts, variables: Sequence[Any]) -> None:

@@ -53,9 +53,6 @@ class Averages(DeviceAverages):
         """The counts, as integers."""
         return Counters(*self._counters.numpy().tolist())
 
-    def bind(self, model: Any) -> None:
-        """Nothing to learn: TensorFlow's variables stay where they are."""
-
     def begin(self, model: Any) -> None:
         """Let the averages be the weights of now."""
         del model

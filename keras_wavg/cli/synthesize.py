@@ -94,8 +94,10 @@ def synthesize(
             if any(value is not None for value in target.values()):
                 raise typer.BadParameter("--sweep has widths of its own")
             options["overwrite"] = overwrite
-            make = planned_widths if dry_run else made_widths
-            found = list(make(snapshots, _widths(sweep), output, **options))
+            found = planned_widths(snapshots, _widths(sweep), output, **options)
+            if not dry_run:
+                made = made_widths(snapshots, found, overwrite=overwrite)
+                found = list(made)
         elif dry_run:
             refuse_output(output, overwrite=overwrite)
             found = planned_synthesis(snapshots, **target, **options)

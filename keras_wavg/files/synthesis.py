@@ -250,15 +250,17 @@ def sweep(
             six digits, or as `synthesize`.
         FileExistsError: If there is a file and not `overwrite`.
     """
-    scores = {}
-    for made in made_widths(
-        snapshots,
+    given = checked(snapshots)
+    planned = planned_widths(
+        given,
         sigma_rels,
         folder,
         gradient_accumulation_steps=gradient_accumulation_steps,
         max_residual=max_residual,
         overwrite=overwrite,
-    ):
+    )
+    scores = {}
+    for made in made_widths(given, planned, overwrite=overwrite):
         if made.path is None:
             warnings.warn(f"Left out: {made}", stacklevel=2)
         else:
@@ -272,36 +274,24 @@ def sweep(
 
 
 def made_widths(
-    snapshots: Paths,
-    sigma_rels: Sequence[float],
-    folder: str | os.PathLike[str],
-    *,
-    gradient_accumulation_steps: int | None = None,
-    max_residual: float,
-    overwrite: bool,
+    snapshots: Paths, planned: Sequence[MadeWidth], *, overwrite: bool
 ) -> Iterator[MadeWidth]:
     """Make the averages of several widths, one after the other.
 
-    Args: See `sweep`.
+    Args:
+        snapshots: See `sweep`.
+        planned: What `planned_widths` gave for them.
+        overwrite: See `sweep`.
 
     Yields:
-        A `MadeWidth` for each.
+        Each `MadeWidth`, when its file is there.
 
     Raises:
-        ValueError: See `planned_widths`.
         FileExistsError: If there is a file and not `overwrite`.
     """
-    widths = planned_widths(
-        snapshots,
-        sigma_rels,
-        folder,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        max_residual=max_residual,
-        overwrite=overwrite,
-    )
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for width in widths:
+    for width in planned:
         if width.path is not None:
+            width.path.parent.mkdir(parents=True, exist_ok=True)
             average_checkpoints(
                 snapshots,
                 width.path,

@@ -313,3 +313,10 @@ def test_widths_of_a_sweep_have_files_of_their_own(snapshots, tmp_path):
     with pytest.raises(ValueError, match="differ in their first six digits"):
         sweep(snapshots, [0.1, 0.1 + 1e-9], pytest.fail, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_takes_snapshots_that_can_be_gone_through_once(
+    snapshots, tmp_path
+):
+    scores = sweep(iter(snapshots), [0.05, 0.1], lambda path: 1, tmp_path)
+    assert scores == {0.05: 1, 0.1: 1}
