@@ -436,9 +436,10 @@ def test_a_half_life_may_be_told_in_epochs_or_samples(options, tmp_path):
 
 @pytest.fixture
 def keeps_its_signals():
-    handler = signal.getsignal(signal.SIGINT)
+    handler, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     yield
     signal.signal(signal.SIGINT, handler)
+    sys.unraisablehook = hook
 
 
 @pytest.mark.usefixtures("keeps_its_signals")
@@ -461,3 +462,26 @@ def test_the_command_ends_with_its_exit_code(monkeypatch, capsys):
         main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_ends_the_command_where_python_drops_exceptions():
+    program = """
+import signal, time, weakref
+import keras_wavg.__main__, keras_wavg.cli
+
+class Module:
+    pass
+
+def app(**_):
+    module = Module()
+    name = weakref.ref(module, lambda _: signal.raise_signal(signal.SIGINT))
+    del module
+    time.sleep(30)
+
+keras_wavg.cli.app = app
+keras_wavg.__main__.main()
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted\n"
