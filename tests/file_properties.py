@@ -20,7 +20,7 @@ import weights_files
 from keras_wavg import average_checkpoints
 from keras_wavg.files.hdf5.reading import read_structure
 from keras_wavg.files.hdf5.structure import Array, Structure
-from keras_wavg.files.hdf5.writing import encode, place
+from keras_wavg.files.hdf5.writing import metadata, place
 from keras_wavg.files.source import Source
 
 FLOATS = ["float32", "float16", "float64", ml_dtypes.bfloat16]
@@ -163,7 +163,7 @@ def structures(draw):
 def written(path: Path, structure: Structure) -> Structure:
     """The structure as a file of zeros, and where its arrays are."""
     placed, end = place(structure)
-    head, tail = encode(placed, end)
+    head, tail = metadata(placed, end)
     with path.open("wb") as file:
         file.write(head)
         file.seek(end)

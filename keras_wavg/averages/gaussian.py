@@ -14,7 +14,7 @@ from keras_wavg.averages.host import (
     HostAverage,
     in_order,
     numbered,
-    numbers,
+    numbered_names,
     owned,
 )
 
@@ -39,7 +39,7 @@ class GaussianOfSamples(Method):
 
     def keeps(self, steps: int) -> Sequence[str]:
         """Sums of squares, and the deviations."""
-        deviations = numbers("deviation", min(self.rank, steps))
+        deviations = numbered_names("deviation", min(self.rank, steps))
         return ["squares", *deviations] if steps else []
 
 

@@ -103,20 +103,20 @@ def _values_of(variables: Sequence[Any]) -> Arrays:
     return [keras.ops.convert_to_numpy(a) for a in host_copies(variables)]
 
 
-def numbers(name: str, count: int) -> list[str]:
+def numbered_names(name: str, count: int) -> list[str]:
     """So many names, counted from 0 on."""
     return [f"{name}_{i}" for i in range(count)]
 
 
 def numbered(name: str, lists: Sequence[Arrays]) -> dict[str, Arrays]:
     """Lists of arrays by names that count them."""
-    return dict(zip(numbers(name, len(lists)), lists, strict=True))
+    return dict(zip(numbered_names(name, len(lists)), lists, strict=True))
 
 
 def in_order(name: str, kept: Mapping[str, Sequence[Any]]) -> list[Arrays]:
     """Copies of the lists that `numbered` gave such names."""
     count = sum(key.startswith(f"{name}_") for key in kept)
-    return [owned(kept[key]) for key in numbers(name, count)]
+    return [owned(kept[key]) for key in numbered_names(name, count)]
 
 
 def owned(arrays: Sequence[Any]) -> Arrays:

@@ -12,7 +12,7 @@ from keras_wavg.averages.host import (
     HostAverage,
     in_order,
     numbered,
-    numbers,
+    numbered_names,
     owned,
 )
 from keras_wavg.backend import attach_weights
@@ -40,7 +40,7 @@ class Ensemble(Method):
 
     def keeps(self, steps: int) -> Sequence[str]:
         """The members in memory."""
-        return numbers("member", steps) if self.folder is None else []
+        return numbered_names("member", steps) if self.folder is None else []
 
 
 @final

@@ -13,7 +13,7 @@ from keras_wavg.averages.host import (
     HostAverage,
     in_order,
     numbered,
-    numbers,
+    numbered_names,
 )
 from keras_wavg.profile import Profile
 
@@ -35,7 +35,7 @@ class LatestMean(Method):
 
     def keeps(self, steps: int) -> Sequence[str]:
         """The samples."""
-        return numbers("sample", min(self.size, steps))
+        return numbered_names("sample", min(self.size, steps))
 
     def profile(self, times: Sequence[float], now: int) -> Profile:
         """The same share of each of the latest samples."""

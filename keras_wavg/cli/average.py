@@ -18,8 +18,8 @@ from keras_wavg.files.average import (
     planned,
     planned_report,
 )
+from keras_wavg.files.average_report import AverageReport
 from keras_wavg.files.paths import refuse_output
-from keras_wavg.files.report import AverageReport
 from keras_wavg.files.select import select_checkpoints
 
 

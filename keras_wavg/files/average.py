@@ -9,9 +9,11 @@ import numpy
 
 from keras_wavg import arguments, atomic
 from keras_wavg.arguments import Include
+from keras_wavg.files.average_report import AverageReport, SourceReport
 from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum, digest, require_whole
 from keras_wavg.files.factors import factors
+from keras_wavg.files.file_plan import FilePlan, make_plan
 from keras_wavg.files.output import Output
 from keras_wavg.files.paths import (
     Paths,
@@ -19,8 +21,6 @@ from keras_wavg.files.paths import (
     checked,
     refuse_output,
 )
-from keras_wavg.files.plan import FilePlan, make_plan
-from keras_wavg.files.report import AverageReport, SourceReport
 from keras_wavg.files.streaming import (
     Block,
     Progress,

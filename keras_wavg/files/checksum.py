@@ -17,8 +17,8 @@ import numpy
 from zlib_ng import zlib_ng
 
 from keras_wavg.files.checkpoint import Checkpoint
+from keras_wavg.files.floats import Numbers
 from keras_wavg.files.hdf5.structure import Array
-from keras_wavg.files.numbers import Numbers
 from keras_wavg.files.source import Source
 from keras_wavg.files.streaming import Block, Progress, blocks, for_each
 

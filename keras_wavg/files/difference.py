@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy
 
-from keras_wavg.files import numbers
+from keras_wavg.files import floats
+from keras_wavg.files.average_report import table
 from keras_wavg.files.checkpoint import Checkpoint, Opener
 from keras_wavg.files.checksum import crc32, require_whole, room_for_sums
 from keras_wavg.files.comparison import mismatches
-from keras_wavg.files.report import table
 from keras_wavg.files.source import printable
 from keras_wavg.files.streaming import Block, Progress, blocks, for_each
 
@@ -161,14 +161,14 @@ def _distances(
 
 
 def _values(
-    checkpoint: Checkpoint, block: Block, sums: numbers.Numbers
-) -> numbers.Numbers:
+    checkpoint: Checkpoint, block: Block, sums: floats.Numbers
+) -> floats.Numbers:
     data = numpy.empty(block.nbytes, "uint8")
     checkpoint.read_into(block.path, data.data, block.start)
     sums[block.index] = crc32(data)
     dtype = checkpoint.arrays[block.path].dtype
-    if dtype in numbers.FLOATS:
-        return numbers.decode(data, dtype).astype("float64")
+    if dtype in floats.FLOATS:
+        return floats.decode(data, dtype).astype("float64")
     return data.view(dtype).astype("float64")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from keras_wavg import arguments
-from keras_wavg.files.numbers import room_for_cancelling
+from keras_wavg.files.floats import room_for_cancelling
 
 _SAFE_EXPONENT = 100
 

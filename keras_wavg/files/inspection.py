@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_wavg.files.average_report import table
 from keras_wavg.files.checkpoint import (
     Checkpoint,
     Opener,
@@ -19,7 +20,6 @@ from keras_wavg.files.checksum import (
     short,
 )
 from keras_wavg.files.hdf5.structure import Array
-from keras_wavg.files.report import table
 from keras_wavg.files.source import printable
 from keras_wavg.files.streaming import Progress
 from keras_wavg.profile import ATTRIBUTE, Profile

@@ -10,7 +10,7 @@ from keras_wavg import system
 from keras_wavg.files import shards
 from keras_wavg.files.checkpoint import PROVENANCE, archive_room, suffix_of
 from keras_wavg.files.hdf5.structure import Array, Structure
-from keras_wavg.files.hdf5.writing import encode, place
+from keras_wavg.files.hdf5.writing import metadata, place
 
 _LARGE = 1 << 18
 
@@ -55,7 +55,7 @@ class Image:
 
     def finish(self) -> None:
         """Write what is around the arrays."""
-        head, tail = encode(self.structure, self._end)
+        head, tail = metadata(self.structure, self._end)
         Slot(self._descriptor, 0).write(memoryview(head), 0)
         Slot(self._descriptor, self._end).write(memoryview(tail), 0)
 

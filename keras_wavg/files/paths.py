@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keras_wavg import atomic
 from keras_wavg.files.checkpoint import suffix_of
-from keras_wavg.files.plan import FilePlan
+from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.shards import shards_beside
 
 Paths = Sequence[str | os.PathLike[str]]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import overload
 
 from keras_wavg import arguments
+from keras_wavg.files.average_report import table
 from keras_wavg.files.checkpoint import SUFFIXES, checkpoints_in
 from keras_wavg.files.metric_log import logged
-from keras_wavg.files.report import table
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 # `{epoch:02d}-{val_loss:.3f}` or `{epoch:02d}`, at the end of a name. The score

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy
 
-from keras_wavg.files import numbers
+from keras_wavg.files import floats
 from keras_wavg.files.checksum import crc32, room_for_sums
+from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.hdf5.structure import Array
 from keras_wavg.files.output import Output
-from keras_wavg.files.plan import FilePlan
 from keras_wavg.files.streaming import BLOCK, Block
 
 _LARGEST_ITEM = 8
@@ -66,7 +66,7 @@ class Summing:
     def _factor(self, number: int) -> float:
         return self._plan.factors.multipliers[number]
 
-    def _read(self, number: int, block: Block) -> numbers.Numbers:
+    def _read(self, number: int, block: Block) -> floats.Numbers:
         data = self._buffers.data[: block.nbytes]
         checkpoint = self._plan.checkpoints[number]
         checkpoint.read_into(block.path, data.data, block.start)
@@ -74,16 +74,16 @@ class Summing:
         return data
 
     @numpy.errstate(invalid="ignore", over="ignore")  # It is refused below.
-    def _mean(self, block: Block) -> numbers.Numbers:
+    def _mean(self, block: Block) -> floats.Numbers:
         array = self.arrays[block.path]
         count = block.nbytes // array.itemsize
-        kind = numbers.accumulator(array.dtype)
+        kind = floats.accumulator(array.dtype)
         total, product = self._buffers.room(kind, count)
         first, *others = self._counted
-        values = numbers.decode(self._read(first, block), array.dtype)
+        values = floats.decode(self._read(first, block), array.dtype)
         numpy.multiply(values, self._factor(first), out=total, dtype=kind)
         for number in others:
-            values = numbers.decode(self._read(number, block), array.dtype)
+            values = floats.decode(self._read(number, block), array.dtype)
             if self._factor(number) != 1:
                 factor = self._factor(number)
                 values = numpy.multiply(values, factor, out=product, dtype=kind)
@@ -91,12 +91,12 @@ class Summing:
         for number in self._uncounted:  # for their checksums
             self._read(number, block)
         total /= kind(self._plan.factors.divisor)
-        made = numbers.encode(total, array.dtype)
-        if not numbers.is_finite(made, array.dtype):
+        made = floats.encode(total, array.dtype)
+        if not floats.is_finite(made, array.dtype):
             self._refuse_not_finite(block)
         return made
 
-    def _compared(self, block: Block) -> numbers.Numbers:
+    def _compared(self, block: Block) -> floats.Numbers:
         last = len(self._order) - 1
         expected = self._read(last, block).copy()
         for number in range(last):
@@ -127,7 +127,7 @@ class Summing:
         dtype = self.arrays[block.path].dtype
         for number in self._counted:
             data = self._read(number, block)
-            if not numbers.is_finite(data, dtype):
+            if not floats.is_finite(data, dtype):
                 checkpoint = self._plan.checkpoints[number]
                 checkpoint.source_of(block.path).refuse(
                     "it has NaN or infinite weights", block.path

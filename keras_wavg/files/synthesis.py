@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg.files.average import average_checkpoints
+from keras_wavg.files.average_report import AverageReport, table
 from keras_wavg.files.paths import Paths, checked, refuse_output
-from keras_wavg.files.report import AverageReport, table
 from keras_wavg.files.snapshots import profiles_in
 from keras_wavg.files.solution import Solution, solve
 from keras_wavg.horizon import decay_from

@@ -8,8 +8,8 @@ from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.files.average import average_checkpoints, execute, planned
+from keras_wavg.files.average_report import AverageReport
 from keras_wavg.files.checkpoint import suffix_of
-from keras_wavg.files.report import AverageReport
 
 
 class Tasting:

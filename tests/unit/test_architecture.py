@@ -130,7 +130,10 @@ def test_a_forbidden_import_is_found(tmp_path):
         "files/new.py": ("def f():\n import keras.ops, os", {"keras"}),
         "files/hdf5/new.py": ("if 1:\n import h5py, ast", {"h5py"}),
         "files/live.py": ("from keras_wavg import clock", {"clock"}),
-        "callbacks/new.py": ("from keras_wavg.files.plan import a", {"files"}),
+        "callbacks/new.py": (
+            "from keras_wavg.files.file_plan import a",
+            {"files"},
+        ),
         "shadow.py": ("from torch.nn import Linear", {"torch"}),
         "state.py": ("from keras_wavg import EMA", {"EMA"}),
         "clock.py": ("import keras_wavg", {"keras_wavg"}),

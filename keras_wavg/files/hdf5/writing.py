@@ -43,7 +43,7 @@ def place(structure: Structure) -> tuple[Structure, int]:
     return Structure(dict(structure.groups), placed), end
 
 
-def encode(structure: Structure, end: int) -> tuple[bytes, bytes]:
+def metadata(structure: Structure, end: int) -> tuple[bytes, bytes]:
     """The bytes around the arrays.
 
     Args:

@@ -16,7 +16,7 @@ import h5py
 import numpy
 
 from keras_wavg.files.hdf5.structure import Array, Structure
-from keras_wavg.files.hdf5.writing import encode, place
+from keras_wavg.files.hdf5.writing import metadata, place
 
 SHAPES = {"dense": [(4, 8), (8,)], "dense_1": [(8, 1), (1,)]}
 NEWER = SHAPES | {
@@ -466,7 +466,7 @@ def many(count):
             f"{n}/{i}": Array("float32", (1,)) for n in names for i in (0, 1)
         }
         structure, end = place(Structure(groups, arrays))
-        head, tail = encode(structure, end)
+        head, tail = metadata(structure, end)
         h5(folder).write_bytes(head.ljust(end, b"\0") + tail)
         shutil.copy(h5(folder), h5(folder, "first"))
 

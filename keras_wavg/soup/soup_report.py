@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_wavg.files.report import AverageReport, table
+from keras_wavg.files.average_report import AverageReport, table
 
 
 @dataclass(frozen=True)

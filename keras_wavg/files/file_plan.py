@@ -9,8 +9,8 @@ from keras_wavg.arguments import Include
 from keras_wavg.files.checkpoint import Checkpoint, part_of
 from keras_wavg.files.comparison import are_renamed, listed, mismatches
 from keras_wavg.files.factors import Factors, require_exact
+from keras_wavg.files.floats import FLOATS
 from keras_wavg.files.hdf5.structure import Array, Structure
-from keras_wavg.files.numbers import FLOATS
 
 
 @dataclass(frozen=True)
