@@ -172,9 +172,7 @@ def holding_raw(variables: Sequence[Any]) -> Iterator[None]:
     """
     settle(variables)
     swapped = [v for v in variables if id(v) in _swapped]
-    # Copies, as JAX donates what the model holds.
-    raw = [keras.ops.copy(_swapped[id(v)].raw) for v in swapped]
-    with holding(swapped, raw):
+    with holding(swapped, _copies([_swapped[id(v)].raw for v in swapped])):
         yield
 
 
@@ -204,7 +202,7 @@ def put_back(before: Sequence[Found]) -> None:
             _tell(entry.owner(), variable)
     for pairs in by_owner.values():
         variables, entries = zip(*pairs, strict=True)
-        values = [entry.put for entry in entries]
+        values = _copies([entry.put for entry in entries])
         put_in(variables, values, entries[0].owner(), entries[0].copies)
 
 
@@ -305,10 +303,16 @@ def raw_values(variables: Sequence[Any], owner: Owner = None) -> dict[int, Any]:
 
 
 def _assign(pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Assign copies of values. If it is interrupted, raw values are right."""
+    """Assign values. If it is interrupted, raw values are right."""
     for variable, _ in pairs:
         _swapped[id(variable)].put = None
     assign([v for v, _ in pairs], [value for _, value in pairs])
+
+
+def _copies(values: Sequence[Any]) -> list[Any]:
+    # What the model holds JAX donates, and these are kept, here or by a
+    # context around.
+    return [keras.ops.copy(value) for value in values]
 
 
 def _remember(variables: Sequence[Any], owner: Callable[[], Owner]) -> None:

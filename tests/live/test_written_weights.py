@@ -1,6 +1,7 @@
 """Training is as without an average, whoever else writes to the weights."""
 
 import contextlib
+import math
 import warnings
 
 import keras
@@ -379,6 +380,35 @@ def test_contexts_nest_in_any_way():
         one.restore()
         assert equal(model.get_weights(), raw)
     assert equal(model.get_weights(), raw)
+
+
+@pytest.mark.parametrize("use", ["evaluate", "predict", "train_on_batch"])
+@pytest.mark.parametrize("outer", ["without a sample", "another", "the same"])
+def test_contexts_give_back_what_they_found_after_a_step_of_the_model(
+    use, outer
+):
+    """JAX donates the arrays of a model, so contexts keep none of them."""
+    model, ema = compiled(models.batch_norm()), EMA(0.9)
+    other = EMA(0.5, swap=False, name="other")
+    none = EMA(0.5, swap=False, name="none", start=1000)
+    fit(model, ema, other, none)
+    shown = model.get_weights()
+    steps = {
+        "evaluate": lambda: model.evaluate(X, Y, verbose=0),
+        "predict": lambda: model.predict(X, verbose=0),
+        "train_on_batch": lambda: model.train_on_batch(X, Y),
+    }
+    averages = {"without a sample": none, "another": other, "the same": ema}
+    with averages[outer].applied():
+        with ema.applied():
+            pass
+        steps[use]()
+        with none.applied(), other.applied():
+            pass
+        steps[use]()
+    if use != "train_on_batch":
+        assert equal(model.get_weights(), shown)
+    assert math.isfinite(model.evaluate(X, Y, verbose=0))
 
 
 def test_a_file_that_is_saved_in_a_context_has_the_raw_weights(tmp_path):
