@@ -93,6 +93,11 @@ def make_plan(
         ValueError: If checkpoints do not match, or nothing can be averaged.
     """
     last = checkpoints[-1]
+    if not last.weights:
+        raise ValueError(
+            "Checkpoints must have at least one weight. Received: "
+            f"{last.name}, without"
+        )
     chosen = arguments.predicate(include)
     unshared = _unshared(checkpoints, chosen, strict=strict)
     unshared |= _left_out(last, include)

@@ -69,16 +69,6 @@ def profiles_in(
     ]
 
 
-def profile_in(path: Path) -> Profile:
-    """The profile of the weights in a file.
-
-    Raises:
-        ValueError: If the file does not say.
-    """
-    with Opener().open(path) as checkpoint:
-        return _profile(checkpoint, None)[0]
-
-
 def _read(
     paths: Sequence[Path], accumulated: int | None
 ) -> Iterator[tuple[Path, tuple[Profile, bool]]]:
@@ -94,7 +84,10 @@ def _profile(
     """The profile, and whether its steps are known to be optimizer steps."""
     text = checkpoint.groups[""].get(ATTRIBUTE)
     if text is not None:
-        return Profile.from_json(text), True
+        try:
+            return Profile.from_json(text), True
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.name}: {error}") from error
     batches = _batches(checkpoint)
     known = accumulated or _accumulated(checkpoint)
     step = batches // (known or 1)

@@ -429,6 +429,27 @@ def test_what_is_not_included_is_the_last_files(include, tmp_path):
         average_checkpoints(paths, output, include="(", overwrite=True)
 
 
+def test_a_checkpoint_without_weights_is_refused_by_its_name(tmp_path):
+    arrays = {"optimizer/vars/0": numpy.array(3)}
+    path = weights_files.write(tmp_path / "empty.weights.h5", arrays)
+    with pytest.raises(
+        ValueError, match=r"at least one weight.*empty\.weights"
+    ):
+        average_checkpoints([path], tmp_path / "mean.weights.h5")
+
+
+def test_attributes_end_at_their_first_nul(tmp_path):
+    arrays = {"a/vars/0": numpy.ones(1, "float32")}
+    path = weights_files.write(tmp_path / "a.weights.h5", arrays)
+    with h5py.File(path, "a") as file:
+        file["a"].attrs["name"] = "dense_7"
+    path.write_bytes(path.read_bytes().replace(b"dense_7", b"dense\0x"))
+    average_checkpoints([path], tmp_path / "mean.weights.h5")
+    for written in (path, tmp_path / "mean.weights.h5"):
+        with h5py.File(written) as file:
+            assert file["a"].attrs["name"] == "dense"
+
+
 def test_differences_of_checkpoints_are_added_as_numpy_adds_them(tmp_path):
     """Task arithmetic: `base + sum(scale * (tuned - base))`."""
     rng = numpy.random.default_rng(0)

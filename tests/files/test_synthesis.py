@@ -7,6 +7,7 @@ with those of a training.
 import json
 import zipfile
 
+import h5py
 import numpy
 import pytest
 import reference
@@ -320,3 +321,17 @@ def test_a_sweep_takes_snapshots_that_can_be_gone_through_once(
 ):
     scores = sweep(iter(snapshots), [0.05, 0.1], lambda path: 1, tmp_path)
     assert scores == {0.05: 1, 0.1: 1}
+
+
+def test_a_profile_that_is_damaged_is_refused_by_the_name_of_its_file(tmp_path):
+    arrays = {"a/vars/0": numpy.ones(1, "float32")}
+    paths = [
+        weights_files.write_snapshot(
+            tmp_path / f"{steps}.weights.h5", arrays, Profile.power(0.1, steps)
+        )
+        for steps in (10, 20)
+    ]
+    with h5py.File(paths[1], "a") as file:
+        file.attrs["keras_wavg_profile"] = "{"
+    with pytest.raises(ValueError, match=r"20\.weights\.h5: A profile must be"):
+        synthesize(paths, tmp_path / "made.weights.h5", sigma_rel=0.1)

@@ -10,7 +10,7 @@ from models import BATCH, Samples, compiled, data, equal
 from saving import walk
 
 from keras_wavg import PowerEMA, inspect_checkpoint
-from keras_wavg.files.snapshots import profile_in
+from keras_wavg.files.snapshots import profiles_in
 from keras_wavg.profile import exponent_from_sigma_rel
 
 WIDTHS = (0.05, 0.2)
@@ -92,7 +92,7 @@ def test_each_width_can_be_had_and_saved_alone(trained, tmp_path):
         plain.load_weights(path)
         assert equal(plain.get_weights(), held(power, width))
         assert equal(power.get_weights(width), held(power, width))
-        assert profile_in(path).exponent == exponent_from_sigma_rel(width)
+        assert profiles_in([path])[0].exponent == exponent_from_sigma_rel(width)
     assert equal(model.get_weights(), shown)
 
 
@@ -154,8 +154,8 @@ def test_snapshots_are_the_averages_at_the_ends_of_epochs(snapshots):
             samples.weights[:100], exponent_from_sigma_rel(width)
         )
         assert reference.relative_error(plain.get_weights(), expected) < 2e-6
-        assert profile_in(path).steps == 100
-        told = f"an average {profile_in(path)}"
+        assert profiles_in([path])[0].steps == 100
+        told = f"an average {profiles_in([path])[0]}"
         assert told in str(inspect_checkpoint(path)).splitlines()
         assert set(inspect_checkpoint(path).arrays) == {
             name

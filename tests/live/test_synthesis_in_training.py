@@ -9,7 +9,7 @@ import pytest
 from models import BATCH, compiled, data
 
 from keras_wavg import EMA, PowerEMA, synthesize
-from keras_wavg.files.snapshots import profile_in
+from keras_wavg.files.snapshots import profiles_in
 
 EPOCHS, BATCHES = 30, 10
 STEPS = EPOCHS * BATCHES
@@ -84,8 +84,8 @@ def test_an_average_that_was_tracked_is_made_again(name, run, tmp_path):
 
 def test_raw_checkpoints_make_an_average_too(run, tmp_path):
     """Which is rough: a checkpoint stands for all steps of its epoch."""
-    times = [profile_in(path).times.tolist() for path in run.checkpoints]
-    assert times == [[BATCHES * (1 + epoch)] for epoch in range(EPOCHS)]
+    steps = [profile.steps for profile in profiles_in(run.checkpoints)]
+    assert steps == [BATCHES * (1 + epoch) for epoch in range(EPOCHS)]
     output = tmp_path / "made.weights.h5"
     synthesize(run.checkpoints, output, **TARGETS["wide"])
     tracked = run.averages["wide"]
@@ -101,7 +101,7 @@ def test_snapshots_carry_their_profiles_and_load_in_a_plain_model(run):
         expected = run.power.get_weights(sigma_rel)
         for got, weights in zip(loaded(path), expected, strict=True):
             numpy.testing.assert_array_equal(got, weights)
-        found, own = profile_in(path), run.power.profile(sigma_rel)
+        found, own = profiles_in([path])[0], run.power.profile(sigma_rel)
         assert found.steps == STEPS
         assert found.exponent == own.exponent
         assert found.mean_age == pytest.approx(own.mean_age)

@@ -41,7 +41,8 @@ class AttributeReader:
 
     def _read_string(self, address: int, index: int) -> str:
         try:
-            return self._collection(address)[index].decode()
+            # Strings end at their first NUL, as h5py reads them.
+            return self._collection(address)[index].split(b"\0")[0].decode()
         except (KeyError, UnicodeDecodeError):
             self._window.refuse(
                 "the text of an attribute is missing or no text"
