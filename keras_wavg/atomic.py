@@ -93,9 +93,12 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError), system.locked(left) as is_ours:
             if is_ours:
                 shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+    # It gets its name once it is locked: another run would remove it before.
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".keras_wavg-"))
     try:
         with system.locked(folder):
+            name = f"{prefix}{folder.name[-8:]}"
+            folder = folder.rename(folder.with_name(name))
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

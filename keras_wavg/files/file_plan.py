@@ -93,11 +93,6 @@ def make_plan(
         ValueError: If checkpoints do not match, or nothing can be averaged.
     """
     last = checkpoints[-1]
-    if not last.weights:
-        raise ValueError(
-            "Checkpoints must have at least one weight. Received: "
-            f"{last.name}, without"
-        )
     chosen = arguments.predicate(include)
     unshared = _unshared(checkpoints, chosen, strict=strict)
     unshared |= _left_out(last, include)
@@ -127,6 +122,11 @@ def make_plan(
 
 def _left_out(last: Checkpoint, include: Include) -> dict[str, str]:
     """What is not included, and the reason."""
+    if not last.weights:
+        raise ValueError(
+            "Checkpoints must have at least one weight. Received: "
+            f"{last.name}, without"
+        )
     chosen = arguments.predicate(include)
     left_out = [path for path in last.weights if not chosen(path)]
     if len(left_out) == len(last.weights):

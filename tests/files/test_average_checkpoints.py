@@ -432,9 +432,7 @@ def test_what_is_not_included_is_the_last_files(include, tmp_path):
 def test_a_checkpoint_without_weights_is_refused_by_its_name(tmp_path):
     arrays = {"optimizer/vars/0": numpy.array(3)}
     path = weights_files.write(tmp_path / "empty.weights.h5", arrays)
-    with pytest.raises(
-        ValueError, match=r"at least one weight.*empty\.weights"
-    ):
+    with pytest.raises(ValueError, match=r"one weight.*empty\.weights"):
         average_checkpoints([path], tmp_path / "mean.weights.h5")
 
 

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,14 @@ def test_a_link_to_itself_is_no_place_for_a_file(tmp_path):
     path.symlink_to(path)
     with pytest.raises(FileExistsError):
         written(path, "new", overwrite=False)
+
+
+def test_many_write_one_file_at_once(tmp_path):
+    def write(number):
+        for _ in range(50):
+            with atomic.replacing(tmp_path / "a") as new:
+                new.write_text(str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
