@@ -17,7 +17,7 @@ donates these to its next step.
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -30,7 +30,8 @@ from keras_wavg.warning import warn
 Copies = Callable[[Sequence[Any]], list[Any]]
 """Function from variables to copies of their values."""
 Owner = Any
-"""Whose average it is: an object with a list `replaced` of paths; or `None`."""
+"""Whose average it is, or `None`: an object with a list `replaced` of paths and
+with `counters`, which are others once its average has changed."""
 
 
 def _nobody() -> None:
@@ -64,11 +65,13 @@ class Found(NamedTuple):
         variable: A Keras variable.
         entry: `Swapped`, or `None` for its raw value.
         writes: How often somebody had written to it while it held an average.
+        counters: Those of the owner.
     """
 
     variable: Any
     entry: Swapped | None
     writes: int
+    counters: Any
 
 
 _swapped: dict[int, Swapped] = {}
@@ -180,8 +183,11 @@ def remembered(variables: Sequence[Any]) -> list[Found]:
     """What variables hold now, for `put_back`."""
     settle(variables)
     entries = [_swapped.get(id(v)) for v in variables]
+    counters = _counters(filter(None, entries))
     return [
-        Found(v, entry and replace(entry), _writes_to(v))
+        Found(v, replace(entry), _writes_to(v), counters[id(entry.owner())])
+        if entry
+        else Found(v, None, _writes_to(v), None)
         for v, entry in zip(variables, entries, strict=True)
     ]
 
@@ -189,17 +195,21 @@ def remembered(variables: Sequence[Any]) -> list[Found]:
 def put_back(before: Sequence[Found]) -> None:
     """Let variables hold what they held when they were `remembered`.
 
-    What somebody wrote since then stays.
+    What somebody wrote since then stays, and so does what variables hold
+    since the average that they held was updated.
     """
-    give_back([v for v, entry, _ in before if entry is None])
-    averaged = [(v, entry, n) for v, entry, n in before if entry is not None]
-    settle([v for v, _, _ in averaged])
+    give_back([v for v, entry, *_ in before if entry is None])
+    averaged = [(v, entry, *r) for v, entry, *r in before if entry is not None]
+    settle([v for v, *_ in averaged])
+    counters_now = _counters(entry for _, entry, *_ in averaged)
     by_owner: dict[int, list[tuple[Any, Swapped]]] = {}
-    for variable, entry, writes in averaged:
-        if _writes_to(variable) == writes:
-            by_owner.setdefault(id(entry.owner()), []).append((variable, entry))
-        elif variable.trainable:
-            _tell(entry.owner(), variable)
+    for variable, entry, writes, counters in averaged:
+        owner = entry.owner()
+        if _writes_to(variable) != writes:
+            if variable.trainable:
+                _tell(owner, variable)
+        elif counters_now[id(owner)] == counters:
+            by_owner.setdefault(id(owner), []).append((variable, entry))
     for pairs in by_owner.values():
         variables, entries = zip(*pairs, strict=True)
         values = _copies([entry.put for entry in entries])
@@ -300,6 +310,12 @@ def raw_values(variables: Sequence[Any], owner: Owner = None) -> dict[int, Any]:
         for i, entry in enumerate(known)
         if entry and (owner is None or entry.owner() is owner)
     }
+
+
+def _counters(entries: Iterable[Swapped]) -> dict[int, Any]:
+    """Of the owners of entries, by the owner's id."""
+    found = {id(o): o for o in (entry.owner() for entry in entries)}
+    return {key: o and o.counters for key, o in found.items()}
 
 
 def _assign(pairs: Sequence[tuple[Any, Any]]) -> None:

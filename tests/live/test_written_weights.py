@@ -411,6 +411,27 @@ def test_contexts_give_back_what_they_found_after_a_step_of_the_model(
     assert math.isfinite(model.evaluate(X, Y, verbose=0))
 
 
+@pytest.mark.parametrize("outer", ["ema", "other", "none"])
+@pytest.mark.parametrize("swap", [True, False])
+def test_training_in_a_context_leaves_no_outdated_average(
+    outer, swap, tmp_path
+):
+    model, samples, ema = dense(), Samples(), EMA(0.9, swap=swap)
+    other = EMA(0.5, swap=False, name="other")
+    none = EMA(0.5, swap=False, name="none", start=1000)
+    fit(model, samples, ema, other, none)
+    ema.apply()
+    with {"ema": ema, "other": other, "none": none}[outer].applied():
+        fit(model, samples, ema)
+    model.save_weights(tmp_path / "a.weights.h5")
+    again = EMA(0.9, swap=swap)
+    models.fresh(models.dense, again).load_weights(tmp_path / "a.weights.h5")
+    assert_average(ema, samples)
+    assert_average(again, samples)
+    ema.restore()
+    assert equal(model.get_weights(), samples.weights[-1])
+
+
 def test_a_file_that_is_saved_in_a_context_has_the_raw_weights(tmp_path):
     model, samples = dense(), Samples()
     one, two = EMA(0.9), EMA(0.5, swap=False, name="two")
