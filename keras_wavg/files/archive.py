@@ -177,6 +177,8 @@ def _check(source: Source, archive: zipfile.ZipFile) -> None:
         parts = name.replace("\\", "/").split("/")
         if name.startswith("/") or ".." in parts or not name.isprintable():
             source.refuse(f"it has a member named {brief(name)}")
+    if any(member.header_offset < 0 for member in members):
+        source.refuse("a member in it begins before the file")
     if any(m.compress_type not in _METHODS for m in members):
         source.refuse("a member in it is compressed by an unusual method")
     total = sum(member.file_size for member in members)

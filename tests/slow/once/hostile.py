@@ -533,6 +533,16 @@ def directory_of_itself(data):
     put(data, at + 16, offset + 1000, layout="I")
 
 
+def another_before_the_file(data):
+    """The weights are where they are said to be, all others are not."""
+    at = data.rindex(b"PK\5\6")
+    (offset,) = struct.unpack_from("<I", data, at + 16)
+    put(data, at + 16, offset + 1, layout="I")
+    at = data.rindex(MEMBER.encode()) - 46
+    (offset,) = struct.unpack_from("<I", data, at + 42)
+    put(data, at + 42, offset + 1, layout="I")
+
+
 def shards(change):
     """An index and shards after `change(index, shards)`."""
 
@@ -864,7 +874,11 @@ ARCHIVES = {
     ),
     "weights before the beginning": (
         archive(directory_of_itself),
-        f"{ZIP}|damaged|outside of itself",
+        f"{ZIP}|damaged|outside of itself|before the file",
+    ),
+    "another member before the beginning": (
+        archive(another_before_the_file),
+        "before the file",
     ),
     "damaged deflate": (damaged(zipfile.ZIP_DEFLATED), ZIP),
     "damaged bzip2": (damaged(zipfile.ZIP_BZIP2), f"{ZIP}|compress"),
