@@ -4,9 +4,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy
+
 from keras_wavg import swapping
 from keras_wavg.averages.counting import Counters
-from keras_wavg.backend import attach_weights
+from keras_wavg.backend import attach_weights, on_devices
 from keras_wavg.clock import StepClock
 from keras_wavg.included import averaged_variables
 from keras_wavg.plan import Plan
@@ -124,8 +126,8 @@ class RunningAverage:
 
     # Files
 
-    def save(self) -> dict[str, Any]:
-        """All that it takes to go on from here, as a flat dict of arrays."""
+    def save(self) -> State:
+        """All that it takes to go on from here."""
         shadow, counters = self.shadow, Counters(self._sampling.start, 0)
         averages: Mapping[int, Any] = {}
         raw: Mapping[int, Any] = {}
@@ -144,13 +146,35 @@ class RunningAverage:
             begun=int(begun),
             replaced=replaced,
         )
-        return State(counts, averages, raw, kept).to_dict()
+        return State(counts, averages, raw, kept)
+
+    def save_on_devices(self) -> dict[str, Any]:
+        """The same as a flat dict of tensors, laid out as the weights are."""
+        variables = averaged_variables(self.model, self._plan.include)
+
+        def convert(array: Any, index: int | None) -> Any:
+            variable = None if index is None else variables[index]
+            return on_devices(array, variable, self.model)
+
+        return self.save().to_dict(convert)
+
+    def like(self, key: str) -> Any:
+        """A tensor laid out as that array of a state is to be.
+
+        Args:
+            key: String, as in `State.to_dict`.
+        """
+        variables = averaged_variables(self.model, self._plan.include)
+        _, _, index = key.rpartition("_")
+        if index.isdecimal() and int(index) < len(variables):
+            return variables[int(index)].value
+        return on_devices(numpy.array(0), None, self.model)
 
     def check(self, arrays: Mapping[str, Any]) -> State | None:
         """Read a state, and refuse what `load` would refuse.
 
         Args:
-            arrays: Dict of arrays, as `save` gave it, or empty.
+            arrays: Dict of arrays, a state's `to_dict()`, or empty.
 
         Returns:
             A `State`, or `None` for an empty dict.
@@ -169,7 +193,7 @@ class RunningAverage:
         """Go on from a state, once the model's weights have been loaded.
 
         Args:
-            arrays: Dict of arrays, as `save` gave it. Empty: begin anew.
+            arrays: Dict of arrays, a state's `to_dict()`. Empty: begin anew.
 
         Raises:
             ValueError: If it is not the state of such an average.

@@ -5,8 +5,9 @@ gives the model one more, past the model's own book-keeping: `model.layers` and
 `model.variables` stay as they are, and a model without it reads the same files.
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import h5py
@@ -14,7 +15,14 @@ import keras
 import numpy
 
 from keras_wavg.adapters import has_quantized_adapters
-from keras_wavg.backend import assign, attach_weights, snapshot
+from keras_wavg.backend import (
+    assign,
+    attach_weights,
+    host_copies,
+    host_copy,
+    on_devices,
+    require_readable,
+)
 from keras_wavg.warning import warn
 
 # Keras visits public attributes first and private ones last. "~" comes after
@@ -26,8 +34,7 @@ class SavedAverage(keras.layers.Layer):
     """What Keras meets when it saves or loads the model.
 
     Args:
-        average: A `RunningAverage`, or whatever else has a `name`,
-            `save() -> dict`, `check(dict)` and `load(dict)`.
+        average: A `RunningAverage`.
 
     Attributes:
         visited: Whether Keras has come to it in a load.
@@ -43,7 +50,7 @@ class SavedAverage(keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the state into the store of a file."""
-        for key, array in self.average.save().items():
+        for key, array in self.average.save().to_dict().items():
             store[key] = array
 
     def load_own_variables(self, store: Any) -> None:
@@ -97,7 +104,7 @@ class _Loading:
             *model.variables,
             *getattr(optimizer, "variables", ()),
         ]
-        self._before = snapshot(self._variables)
+        self._before = host_copies(self._variables)
         self._waiting = len(saved_averages(model))
         self._states: list[tuple[SavedAverage, Mapping[str, Any] | None]] = []
         self._is_refused = False
@@ -160,7 +167,11 @@ def save_weights_alone(
         model: A Keras model.
         filepath: String or `pathlib.Path` that ends in `.weights.h5`.
         attributes: Dict of texts to be written into the file, or `None`.
+
+    Raises:
+        ValueError: If weights are spread over several processes.
     """
+    require_readable(model)
     keras.saving.save_weights(model, filepath, objects_to_skip=_others(model))
     if attributes:
         with h5py.File(filepath, "a") as file:
@@ -193,7 +204,8 @@ def load_weights(model: Any, *args: Any, **options: Any) -> None:
     saved = saved_averages(model).values()
     for one in saved:
         one.visited = False
-    type(model).load_weights(model, *args, **options)
+    with _as_reference(model):
+        type(model).load_weights(model, *args, **options)
     for one in saved:
         if not one.visited:
             one.load({})
@@ -207,16 +219,70 @@ def load_own_variables(model: Any, store: Any) -> None:
     type(model).load_own_variables(model, store)
 
 
+@contextlib.contextmanager
+def _as_reference(model: Any) -> Iterator[None]:
+    """Context in which the state tree tells where a checkpoint is to go."""
+    method = vars(model).pop("get_state_tree", None)
+    if method is not None:
+        _set(model, "get_state_tree", functools.partial(_reference, model))
+    try:
+        yield
+    finally:
+        if method is not None:
+            _set(model, "get_state_tree", method)
+
+
+def _reference(model: Any) -> Any:
+    """A state tree, with a tensor for each array of any average's state.
+
+    How many a checkpoint has of them is known once it is loaded.
+    """
+
+    def of_average(attribute: str) -> Any:
+        if not attribute.startswith(_PREFIX):
+            return None
+        saved = saved_averages(model).get(attribute)
+        if saved is not None:
+            return _Reference({}, saved.average.like)
+        # That of nobody here. It is read, and passed over.
+        count = on_devices(numpy.array(0), None, model)
+        return _Reference({}, lambda _: count)
+
+    tree = type(model).get_state_tree(model)
+    others = tree["non_trainable_variables"]
+    tree["non_trainable_variables"] = _Reference(others, of_average)
+    return tree
+
+
+class _Reference(dict[str, Any]):
+    """Where Keras looks up each array of a checkpoint, for its sharding.
+
+    Args:
+        found: Dict of what there is.
+        other: Function from any other key to what there would be.
+    """
+
+    def __init__(
+        self, found: Mapping[str, Any], other: Callable[[str], Any]
+    ) -> None:
+        super().__init__(found)
+        self._other = other
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """What there is, or would be."""
+        del default
+        return self[key] if key in self else self._other(key)
+
+
 def get_state_tree(model: Any, value_format: str = "backend_tensor") -> Any:
     """`model.get_state_tree`, which is what Orbax saves, with the averages."""
     tree = type(model).get_state_tree(model, value_format)
     for attribute, one in saved_averages(model).items():
-        arrays = one.average.save()
         if value_format == "numpy_array":
-            arrays = {
-                k: numpy.array(keras.ops.convert_to_numpy(a))
-                for k, a in arrays.items()
-            }
+            saved = one.average.save()
+            arrays = saved.to_dict(lambda array, _: host_copy(array))
+        else:
+            arrays = one.average.save_on_devices()
         # Here, a model without averages passes over what it does not know.
         tree["non_trainable_variables"][attribute] = arrays
     return tree

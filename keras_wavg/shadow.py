@@ -15,6 +15,8 @@ from keras_wavg.backend import (
     assign,
     attach_weights,
     host_copies,
+    laid_out,
+    require_readable,
     weights_survive,
 )
 from keras_wavg.clock import Reading
@@ -222,7 +224,11 @@ class Shadow:
 
         Args:
             averages: Tensors in the order of the averaged variables.
+
+        Raises:
+            ValueError: If weights span processes.
         """
+        require_readable(self.model)
         by_id = dict(zip(map(id, self._variables), averages, strict=True))
         others = [v for v in self.model.weights if id(v) not in by_id]
         by_id |= zip(map(id, others), host_copies(others), strict=True)
@@ -269,7 +275,7 @@ class Shadow:
         """
         counts = state.counts
         averages = [
-            state.averages.get(i, variable.value)
+            laid_out(state.averages.get(i, variable.value), variable)
             for i, variable in enumerate(self._variables)
         ]
         self.replaced.clear()
@@ -294,7 +300,7 @@ class Shadow:
         )
 
     def _in_order(self, arrays: Mapping[int, Any]) -> list[Any]:
-        return [arrays[i] for i in range(len(self._variables))]
+        return [laid_out(arrays[i], v) for i, v in enumerate(self._variables)]
 
 
 def raw_weights_back(model: Any) -> None:

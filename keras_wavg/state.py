@@ -73,12 +73,23 @@ class State:
     kept: Mapping[str, Mapping[int, Any]]
     overwritten: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """The state as a flat dict of arrays."""
-        counts = {k: numpy.array(n) for k, n in asdict(self.counts).items()}
+    def to_dict(
+        self, convert: Callable[[Any, int | None], Any] = lambda array, _: array
+    ) -> dict[str, Any]:
+        """The state as a flat dict of arrays.
+
+        Args:
+            convert: Function from an array and the index of its weight, or
+                `None` for a count, to what is to be in the dict. Defaults to
+                the array.
+        """
+        counts = {
+            name: convert(numpy.array(count), None)
+            for name, count in asdict(self.counts).items()
+        }
         kinds = {"average": self.averages, "raw": self.raw, **self.kept}
         return counts | {
-            f"{kind}_{i}": array
+            f"{kind}_{i}": convert(array, i)
             for kind, found in kinds.items()
             for i, array in found.items()
         }

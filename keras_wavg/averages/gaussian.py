@@ -17,6 +17,7 @@ from keras_wavg.averages.host import (
     numbered_names,
     owned,
 )
+from keras_wavg.backend import host_copy, laid_out
 
 # Of the reference implementation: what a variance is at least.
 _LEAST_VARIANCE = 1e-30
@@ -82,7 +83,7 @@ class Gaussian(HostAverage):
         columns = len(self._deviations)
         shared = rng.standard_normal(columns) / math.sqrt(columns - 1)
         return [
-            mean + math.sqrt(scale) * self._noise(i, shared, rng)
+            mean + math.sqrt(scale) * self._noise(i, variable, shared, rng)
             if variable.trainable
             else mean
             for i, (variable, mean) in enumerate(
@@ -90,12 +91,17 @@ class Gaussian(HostAverage):
             )
         ]
 
-    def _noise(self, i: int, shared: numpy.ndarray, rng: Any) -> numpy.ndarray:
+    def _noise(
+        self, i: int, variable: Any, shared: numpy.ndarray, rng: Any
+    ) -> numpy.ndarray:
         squares = self._squares[i]
+        # Drawn as a whole by each process, which takes its own part of it.
+        noise = rng.standard_normal(tuple(variable.shape))
+        own = host_copy(laid_out(noise, variable))
         variance = numpy.maximum(
             squares / self._counters.steps, _LEAST_VARIANCE
         )
-        noise = numpy.sqrt(variance) * rng.standard_normal(squares.shape)
+        noise = numpy.sqrt(variance) * own
         for factor, deviation in zip(shared, self._deviations, strict=True):
             noise += factor * deviation[i]
         return noise.astype(squares.dtype)

@@ -9,7 +9,7 @@ import numpy
 
 from keras_wavg.averages.base import Accumulator
 from keras_wavg.averages.counting import Counters
-from keras_wavg.backend import attach_weights, host_copies
+from keras_wavg.backend import attach_weights, host_copies, host_copy
 from keras_wavg.clock import Reading
 
 Arrays = list[numpy.ndarray]
@@ -121,7 +121,7 @@ def in_order(name: str, kept: Mapping[str, Sequence[Any]]) -> list[Arrays]:
 
 def owned(arrays: Sequence[Any]) -> Arrays:
     """Copies of tensors as NumPy arrays, safe from who owns them."""
-    return [numpy.array(keras.ops.convert_to_numpy(a)) for a in arrays]
+    return [*map(host_copy, arrays)]
 
 
 def _averaged_dtype(array: numpy.ndarray) -> numpy.ndarray:

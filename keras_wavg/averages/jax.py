@@ -11,7 +11,8 @@ import numpy
 from keras_wavg.averages.counting import Counters, advance, moved_towards
 from keras_wavg.averages.device import DeviceAverages
 from keras_wavg.averages.packing import Packing
-from keras_wavg.backend import attach_weights
+from keras_wavg.backend import attach_weights, own_part
+from keras_wavg.backend.jax_shards import spans_processes
 from keras_wavg.clock import Reading
 from keras_wavg.keras_private import pending_state
 from keras_wavg.schedules import Schedule
@@ -141,7 +142,7 @@ class Averages(DeviceAverages):
         # for the step that makes the arrays.
         if self._host is None:
             return arrays
-        return jax.device_put(arrays, self._host)
+        return jax.device_put(jax.tree.map(own_part, arrays), self._host)
 
 
 @functools.lru_cache
@@ -182,6 +183,8 @@ def _compiled_read(packing: Packing) -> Callable[..., Any]:
 
 
 def _placed_like(weight: jax.Array, average: Any) -> jax.Array:
+    if not spans_processes(weight):
+        average = own_part(average)
     # An array that is bound to a device would have Keras compile its step anew
     # once it is in the model.
     if weight.committed:

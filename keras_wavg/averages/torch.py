@@ -10,6 +10,7 @@ from keras_wavg.averages.arrivals import Arrivals
 from keras_wavg.averages.counting import Counters, advance
 from keras_wavg.averages.device import DeviceAverages
 from keras_wavg.averages.packing import SMALL
+from keras_wavg.backend import own_part
 from keras_wavg.clock import Reading
 from keras_wavg.schedules import Schedule
 
@@ -37,7 +38,7 @@ class Averages(DeviceAverages):
     ) -> None:
         super().__init__(schedules, device)
         self._variables = list(variables)
-        self._weights = [v.value.detach() for v in self._variables]
+        self._weights = [own_part(v.value.detach()) for v in self._variables]
         self._groups = _groups(self._weights)
         self._flat = [
             [
@@ -50,9 +51,9 @@ class Averages(DeviceAverages):
         ]
         self._averages = [self._views(flat) for flat in self._flat]
         self._note_finite()
-        self._device = self._flat[0][0].device
+        place = self._flat[0][0].device
         self._counters = Counters(
-            *(torch.tensor(n, device=self._device) for n in (start, 0))
+            *(torch.tensor(n, device=place) for n in (start, 0))
         )
         self._arrivals = Arrivals() if device else None
 
@@ -65,7 +66,7 @@ class Averages(DeviceAverages):
     def bind(self, model: Any) -> None:
         """Take hold of the parameters, in case they were replaced."""
         del model
-        self._weights = [v.value.detach() for v in self._variables]
+        self._weights = [own_part(v.value.detach()) for v in self._variables]
 
     @torch.no_grad()
     def begin(self, model: Any) -> None:
@@ -79,7 +80,8 @@ class Averages(DeviceAverages):
     def _load(self, index: int, averages: Sequence[Any]) -> None:
         self._fold_arrivals()
         for own, average in zip(self._averages[index], averages, strict=True):
-            own.copy_(keras.ops.convert_to_tensor(average).detach())
+            part = own_part(average)
+            own.copy_(keras.ops.convert_to_tensor(part).detach())
         self._note_finite()
 
     def _load_counters(self, counters: Counters) -> None:
@@ -112,7 +114,7 @@ class Averages(DeviceAverages):
     @torch.no_grad()
     def _fold(self, now: Any, weights: list[torch.Tensor]) -> None:
         # Keras' operations move what they get to the device of its choice.
-        with keras.device(str(self._device)):
+        with keras.device(str(self._counters.last.device)):
             self._counters, coefficients = advance(
                 self._counters, now, self._schedules
             )

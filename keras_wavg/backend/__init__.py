@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy
 
 from keras_wavg.keras_private import has_value
 
@@ -100,15 +101,74 @@ def host_copies(variables: Sequence[Any]) -> list[Any]:
     return copies
 
 
-def snapshot(variables: Sequence[Any]) -> list[Any]:
-    """The values of Keras variables, to be assigned again if a load fails.
+def host_copy(array: Any) -> Any:
+    """A copy of a tensor in host memory, as a NumPy array of its own.
 
-    In host memory where they can be had there, not where an array spans
-    processes.
+    Where an array spans processes, of the part that this process has.
     """
-    function = getattr(_module(), "snapshot", host_copies)
-    values: list[Any] = function(variables)
-    return values
+    copy = getattr(_module(), "host_copy", keras.ops.convert_to_numpy)
+    return numpy.array(copy(array))
+
+
+def own_part(value: Any) -> Any:
+    """What this process has of a tensor that spans processes, or the tensor."""
+    return getattr(_module(), "own_part", lambda a: a)(value)
+
+
+def without_parameters(model: Any) -> list[str]:
+    """Paths of the weights that an optimizer of the backend cannot reach."""
+    function: Any = getattr(_module(), "without_parameters", lambda _: [])
+    paths: list[str] = function(model)
+    return paths
+
+
+def require_readable(model: Any) -> None:
+    """Refuse to read weights of which a process has only a part.
+
+    Args:
+        model: A Keras model.
+
+    Raises:
+        ValueError: If it has such weights.
+    """
+    attach_weights(model)
+    unreadable: Any = getattr(_module(), "unreadable", lambda _: [])
+    paths: list[str] = unreadable(model.weights)
+    if paths:
+        raise ValueError(
+            "A process can read weights, and save them to a file, if it has "
+            f"all of them. Received: a model of which {len(paths)} weights, "
+            f"'{paths[0]}' the first, are spread over several processes. On "
+            "JAX, save the model by `keras.callbacks.OrbaxCheckpoint`, load "
+            "that in a single process, and read or save the weights there. On "
+            "torch, call `variable.value.full_tensor()` in every process."
+        )
+
+
+def span_processes(variables: Sequence[Any]) -> bool:
+    """Whether Keras variables are of several processes together."""
+    function: Any = getattr(_module(), "span_processes", lambda _: False)
+    return bool(function(variables))
+
+
+def laid_out(value: Any, variable: Any) -> Any:
+    """A value of a Keras variable, spread like it if it spans processes."""
+    return getattr(_module(), "laid_out", lambda a, _: a)(value, variable)
+
+
+def on_devices(value: Any, variable: Any | None, model: Any) -> Any:
+    """A value as a tensor of the backend, laid out as variables of the model.
+
+    Args:
+        value: Array, one of `host_copies`, or tensor.
+        variable: The Keras variable that it is for, or `None` if it is a
+            number.
+        model: A Keras model.
+    """
+    function = getattr(_module(), "on_devices", None)
+    if function is None:
+        return keras.ops.convert_to_tensor(value)
+    return function(value, variable, model)
 
 
 def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:

@@ -41,7 +41,7 @@ class Probe(KeepsWeights, keras.Model):
         self.probed(inputs, training=False)
         self.running = ""
         return [
-            ops.stack(statistics)
+            _readable(ops.stack(statistics))
             if (statistics := self.seen.of[layer])
             else ops.zeros((0, 4, channels))
             for layer, channels in self.channels.items()
@@ -63,6 +63,17 @@ class _Seen(threading.local):
 
     def __init__(self) -> None:
         self.of: dict[int, list[Any]] = {}
+
+
+def _readable(statistics: Any) -> Any:
+    """Statistics that each process has all of."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return statistics
+    layout = keras.distribution.TensorLayout(
+        [None] * 3, distribution.device_mesh
+    )
+    return keras.distribution.distribute_tensor(statistics, layout)
 
 
 def _shape(array: Any) -> Any:

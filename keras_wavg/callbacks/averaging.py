@@ -12,6 +12,7 @@ import keras
 import numpy
 
 from keras_wavg.atomic import replacing
+from keras_wavg.backend import require_readable
 from keras_wavg.callbacks import messages
 from keras_wavg.callbacks.callback_list import calling_list, move_forward
 from keras_wavg.plan import Plan
@@ -90,6 +91,7 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
         super().set_model(model)
         self._in_fit = False
         # `self.model` is the one inside a wrapper of torch's.
+        messages.refuse_lost_parameters(self.model)
         self._running = self._average_of(self.model)
         if self.model.built:
             self._running.begin_if_due()
@@ -406,5 +408,6 @@ class WeightAveraging(keras.callbacks.Callback, abc.ABC):
                 f"filepath={filepath}"
             )
         kept = {ATTRIBUTE: profile().to_json()}
+        require_readable(self.model)
         with applied(), replacing(filepath) as written:
             save_weights_alone(self.model, written, kept)

@@ -9,7 +9,7 @@ from typing import Any
 from keras_wavg import arguments, swapping
 from keras_wavg.arguments import Include
 from keras_wavg.averages.members import Ensemble
-from keras_wavg.backend import weights_survive
+from keras_wavg.backend import require_readable, weights_survive
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.ensemble import mean_prediction
 from keras_wavg.plan import Plan
@@ -91,6 +91,12 @@ class FGE(WeightAveraging):
             include=arguments.include(include),
         )
         super().__init__(plan, swap=False)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begin, unless files of members could not be written."""
+        super().on_train_begin(logs)
+        if self.folder is not None:
+            require_readable(self.model)
 
     @property
     def members(self) -> int:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from keras_wavg.backend import without_parameters
 from keras_wavg.callbacks.callback_list import calling_list
 from keras_wavg.running import RunningAverage
 from keras_wavg.warning import warn
@@ -15,6 +16,24 @@ def refuse_no_model(callback: Any) -> NoReturn:
         f"`{_class(callback)}` needs a model. Received: none. Pass the "
         "callback to `fit`, or call `set_model(model)`."
     )
+
+
+def refuse_lost_parameters(model: Any) -> None:
+    """Refuse a model that an optimizer trains in other tensors than its own.
+
+    Raises:
+        ValueError: If `fully_shard` of torch replaced its parameters.
+    """
+    paths = without_parameters(model) if model.built else []
+    if paths:
+        raise ValueError(
+            "The parameters that an optimizer trains must be the weights of "
+            "the model. Received: a model after `fully_shard`, which made new "
+            f"parameters of {len(paths)} weights, '{paths[0]}' the first, "
+            "while Keras goes on with the old tensors. Use "
+            "`DistributedDataParallel`, or let the variables follow the "
+            "parameters, as the README shows."
+        )
 
 
 def refuse_no_average(callback: Any) -> NoReturn:

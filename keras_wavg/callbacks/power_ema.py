@@ -12,6 +12,7 @@ import numpy
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.averages.scheduled import Scheduled
+from keras_wavg.backend import require_readable
 from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.plan import Plan
 from keras_wavg.profile import Profile, exponent_from_sigma_rel
@@ -196,6 +197,12 @@ class PowerEMA(WeightAveraging):
             f"{self.name}_{width}": functools.partial(self.applied, width)
             for width in self.sigma_rel
         }
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begin, unless snapshots could not be written."""
+        super().on_train_begin(logs)
+        if self.snapshots is not None:
+            require_readable(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the snapshots that are due."""

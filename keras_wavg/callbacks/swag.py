@@ -9,6 +9,7 @@ import numpy
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.averages.gaussian import GaussianOfSamples
+from keras_wavg.backend import attach_weights, span_processes
 from keras_wavg.callbacks.epochs import EpochAveraging
 from keras_wavg.ensemble import mean_prediction
 
@@ -115,9 +116,11 @@ class SWAG(EpochAveraging):
 
         Raises:
             ValueError: If there are fewer samples than `rank`, or if `scale` is
-                negative.
+                negative. If weights are of several processes together, and
+                there is no `seed`.
         """
         shadow = self._required_average()
+        self._require_seed(seed)
         self._require_samples(shadow.steps)
         factor = arguments.number("scale", scale, at_least=0)
         with shadow.applied(shadow.averages.sample(factor, seed)):
@@ -159,12 +162,22 @@ class SWAG(EpochAveraging):
                 an iterator.
         """
         count = arguments.integer("samples", samples, at_least=1)
+        self._require_model()
+        self._require_seed(seed)
         seeds = numpy.random.SeedSequence(seed).spawn(count)
         members = [self.sample(scale, seed=seed) for seed in seeds]
-        self._require_model()
         return mean_prediction(
             self.model, x, members, verbose=verbose, **options
         )
+
+    def _require_seed(self, seed: Any) -> None:
+        attach_weights(self.model)
+        if seed is None and span_processes(self.model.weights):
+            raise ValueError(
+                "Where weights are of several processes together, all have to "
+                "draw the same sample. Received: seed=None. Pass the same "
+                "`seed` in each process."
+            )
 
     def _require_samples(self, samples: int) -> None:
         if samples < self.rank:

@@ -309,10 +309,6 @@ def test_an_orbax_checkpoint_of_a_sharded_run_is_gone_on_from(layout, sharded):
 
 
 @on_jax
-@pytest.mark.xfail(
-    strict=True,
-    reason="Keras asks for the layout of the counts, which are NumPy arrays",
-)
 def test_an_orbax_checkpoint_is_loaded_into_a_sharded_model(layout, sharded):
     with distributed(layout):
         model = new()

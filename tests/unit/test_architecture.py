@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "keras_private": "keras",
     "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",
-    "clock finite included sampling state": f"{NEUTRAL} keras numpy",
+    "clock included sampling state": f"{NEUTRAL} keras numpy",
     "adapters": "keras_private keras",
     "backend": "keras_private keras numpy jax tensorflow torch",
     "saveable": "adapters backend warning keras numpy h5py",
     "swapping": "backend keras_private warning keras",
+    "finite": "backend keras",
     "ensemble": "arguments backend keras numpy",
     "averages": f"{NEUTRAL} clock saveable backend ensemble keras_private "
     "keras numpy jax tensorflow torch",
