@@ -1,6 +1,6 @@
 """One of two processes that train a model with DistributedDataParallel.
 
-python replica.py RANK FOLDER
+python replica.py RANK COUNT PORT FOLDER
 """
 
 import json
@@ -82,4 +82,4 @@ def main(rank, folder):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[4]))
