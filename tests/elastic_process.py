@@ -18,10 +18,14 @@ from keras_wavg.atomic import replacing
 
 
 def main(folder, kill):
-    torch.distributed.init_process_group("gloo")
-    rank, count = (
-        torch.distributed.get_rank(),
-        torch.distributed.get_world_size(),
+    rank, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    # In the store of `torchrun` gloo finds addresses of processes that died.
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store{life}",
+        rank=rank,
+        world_size=count,
     )
     model = models.dense()
     parallel = torch.nn.parallel.DistributedDataParallel(model)

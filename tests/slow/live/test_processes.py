@@ -185,6 +185,7 @@ def test_ranks_that_are_started_again_go_on_as_if_nothing_had_happened(
             [*command, script, folder, *["kill"] * kills],
             check=True,
             env=processes.environment(),
+            timeout=300,
         )
         ends.append(results(folder, 2))
         assert (folder / "began").read_text() == ("1" if kills else "0")
