@@ -21,9 +21,7 @@ import jax  # noqa: E402
 
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 if COUNT > 1:
-    jax.distributed.initialize(
-        f"127.0.0.1:{sys.argv[3]}", COUNT, RANK, heartbeat_timeout_seconds=10
-    )
+    jax.distributed.initialize(f"127.0.0.1:{sys.argv[3]}", COUNT, RANK)
 
 import keras  # noqa: E402
 import models  # noqa: E402

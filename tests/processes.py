@@ -42,6 +42,6 @@ def start(script: str, count: int, *arguments: Any) -> list[Any]:
 
 def finish(processes: list[Any]) -> None:
     """Wait for processes, none of which may fail."""
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate(timeout=900)[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * len(codes), "\n".join(e[-3000:] for e in errors)
