@@ -1,7 +1,7 @@
 """The average of one model, as its training goes on."""
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy
@@ -158,17 +158,17 @@ class RunningAverage:
 
         return self.save().to_dict(convert)
 
-    def like(self, key: str) -> Any:
-        """A tensor laid out as that array of a state is to be.
-
-        Args:
-            key: String, as in `State.to_dict`.
-        """
+    def layout(self) -> Callable[[str], Any]:
+        """Function from a key of `State.to_dict` to a tensor laid out so."""
         variables = averaged_variables(self.model, self._plan.include)
-        _, _, index = key.rpartition("_")
-        if index.isdecimal() and int(index) < len(variables):
-            return variables[int(index)].value
-        return on_devices(numpy.array(0), None, self.model)
+        count = on_devices(numpy.array(0), None, self.model)
+
+        def like(key: str) -> Any:
+            _, _, index = key.rpartition("_")
+            is_known = index.isdecimal() and int(index) < len(variables)
+            return variables[int(index)].value if is_known else count
+
+        return like
 
     def check(self, arrays: Mapping[str, Any]) -> State | None:
         """Read a state, and refuse what `load` would refuse.

@@ -243,7 +243,7 @@ def _reference(model: Any) -> Any:
             return None
         saved = saved_averages(model).get(attribute)
         if saved is not None:
-            return _Reference({}, saved.average.like)
+            return _Reference({}, saved.average.layout())
         # That of nobody here. It is read, and passed over.
         count = on_devices(numpy.array(0), None, model)
         return _Reference({}, lambda _: count)

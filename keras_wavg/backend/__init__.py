@@ -106,8 +106,9 @@ def host_copy(array: Any) -> Any:
 
     Where an array spans processes, of the part that this process has.
     """
-    copy = getattr(_module(), "host_copy", keras.ops.convert_to_numpy)
-    return numpy.array(copy(array))
+    if hasattr(_module(), "host_copy"):
+        return _module().host_copy(array)
+    return numpy.array(keras.ops.convert_to_numpy(array))
 
 
 def own_part(value: Any) -> Any:

@@ -18,19 +18,12 @@ def spans_processes(array: Any) -> bool:
     return isinstance(array, jax.Array) and not array.is_fully_addressable
 
 
-def is_whole_here(array: Any) -> bool:
-    """Whether this process has all elements of an array."""
-    if not spans_processes(array) or array.is_fully_replicated:
-        return True
-    return sum(map(_size, _shards(array))) == array.size
-
-
 def host_part(array: jax.Array) -> numpy.ndarray:
     """A copy of what this process has of an array, in host memory."""
     if not spans_processes(array) or array.is_fully_replicated:
         return numpy.array(array)
     shards = _shards(array)
-    if is_whole_here(array):
+    if sum(map(_size, shards)) == array.size:
         whole = numpy.empty(array.shape, array.dtype)
         for place, shard in shards.items():
             whole[tuple(slice(*bounds) for bounds in place)] = shard

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy
 import torch
 
 
@@ -82,7 +83,7 @@ def host_copies(variables: Sequence[Any]) -> list[torch.Tensor]:
 
 def host_copy(tensor: Any) -> Any:
     """The same of a tensor, as a NumPy array."""
-    return keras.ops.convert_to_numpy(own_part(tensor))
+    return numpy.array(keras.ops.convert_to_numpy(own_part(tensor)))
 
 
 def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
