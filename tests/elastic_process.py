@@ -12,6 +12,7 @@ import models
 import numpy
 import torch
 import torch.distributed
+import torch_ranks
 
 from keras_wavg import EMA, LAWA
 from keras_wavg.atomic import replacing
@@ -21,12 +22,7 @@ def main(folder, kill):
     rank, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     life = os.environ["TORCHELASTIC_RESTART_COUNT"]
     # In the store of `torchrun` gloo finds addresses of processes that died.
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store{life}",
-        rank=rank,
-        world_size=count,
-    )
+    torch_ranks.join(folder / f"store{life}", rank, count)
     model = models.dense()
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -59,7 +55,7 @@ def main(folder, kill):
     held = [model.get_weights(), *(a.get_weights() for a in averages)]
     arrays = [array for weights in held for array in weights]
     numpy.savez(folder / f"{rank}.npz", *arrays)
-    torch.distributed.destroy_process_group()
+    torch_ranks.leave()
 
 
 if __name__ == "__main__":

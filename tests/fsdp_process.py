@@ -9,7 +9,7 @@ from pathlib import Path
 import models
 import numpy
 import torch
-import torch.distributed
+import torch_ranks
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -57,13 +57,8 @@ def refused(model):
     return "nothing"
 
 
-def main(rank, count, port, folder):
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=count,
-    )
+def main(rank, count, folder):
+    torch_ranks.join(folder / "store", rank, count)
     found = {"told": refused(models.dense())}
     model = models.dense()
     follow = shard(model, bound=True)
@@ -100,9 +95,9 @@ def main(rank, count, port, folder):
     except ValueError as error:
         found["told_get"] = str(error)
     numpy.savez(folder / f"{rank}.npz", **found)
-    torch.distributed.destroy_process_group()
+    torch_ranks.leave()
 
 
 if __name__ == "__main__":
-    rank, count, port, folder = sys.argv[1:]
-    main(int(rank), int(count), port, Path(folder))
+    rank, count, _, folder = sys.argv[1:]
+    main(int(rank), int(count), Path(folder))

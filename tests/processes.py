@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,20 @@ def start(script: str, count: int, *arguments: Any) -> list[Any]:
         subprocess.Popen(
             [sys.executable, TESTS / script, rank, str(count), str(port)]
             + [str(argument) for argument in arguments],
-            stderr=subprocess.PIPE,
-            text=True,
             env=environment(),
         )
         for rank in map(str, range(count))
     ]
 
 
-def finish(processes: list[Any]) -> None:
-    """Wait for processes, none of which may fail."""
-    errors = [process.communicate(timeout=900)[1] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * len(codes), "\n".join(e[-3000:] for e in errors)
+def finish(processes: list[Any], seconds: float = 600) -> None:
+    """Wait for processes, none of which may fail or take longer."""
+    end = time.monotonic() + seconds
+    codes = [None]
+    while None in codes and not any(codes) and time.monotonic() < end:
+        time.sleep(0.05)
+        codes = [process.poll() for process in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+    assert codes == [0] * len(codes)

@@ -10,7 +10,7 @@ from pathlib import Path
 import models
 import reference
 import torch
-import torch.distributed
+import torch_ranks
 
 from keras_wavg import EMA, LAWA, SWA, SWAG, update_bn
 
@@ -40,9 +40,7 @@ def train(model, parallel, ema, rank, steps=6, riders=()):
 
 
 def main(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+    torch_ranks.join(folder / "store", rank, 2)
     model, parallel = build()
     ema = EMA(0.9)
     ema.set_model(parallel)
@@ -78,7 +76,7 @@ def main(rank, folder):
         },
     }
     (folder / f"{rank}.json").write_text(json.dumps(report))
-    torch.distributed.destroy_process_group()
+    torch_ranks.leave()
 
 
 if __name__ == "__main__":

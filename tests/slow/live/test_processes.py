@@ -126,7 +126,7 @@ def test_killed_processes_go_on_as_if_nothing_had_happened(layout, tmp_path):
     first.kill()
     second.kill()
     for rank in ranks:
-        rank.communicate()
+        rank.wait()
     run_jax("resume", layout, 2, killed)
 
     assert int((killed / "0.began").read_text()) > 0
