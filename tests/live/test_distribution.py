@@ -300,19 +300,24 @@ def test_a_loaded_average_has_no_part_in_a_sharded_model(layout, sharded):
 
 
 @on_jax
-def test_an_orbax_checkpoint_of_a_sharded_run_is_gone_on_from(layout, sharded):
-    """Loaded without a distribution, the weights lie where they were."""
+def test_an_orbax_checkpoint_is_loaded_without_a_distribution(layout, sharded):
+    """The weights lie where they were, and an average where its weight is.
+
+    Keras trains a model only under the distribution that it was built under.
+    """
     model = new()
     averages = loaded(model, sharded.orbax)
+    assert_laid_out(model, sharded)
+    assert_averages_lie_where_their_weights_do(averages)
     with distributed(layout):
-        assert_goes_on(sharded, model, averages)
+        assert_same_now(sharded, model, averages)
 
 
 @on_jax
 def test_an_orbax_checkpoint_is_loaded_into_a_sharded_model(layout, sharded):
     with distributed(layout):
         model = new()
-        assert_same_now(sharded, model, loaded(model, sharded.orbax))
+        assert_goes_on(sharded, model, loaded(model, sharded.orbax))
 
 
 @on_jax
