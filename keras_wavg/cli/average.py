@@ -1,8 +1,8 @@
 """`keras-wavg average`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,15 +12,9 @@ from keras_wavg.cli.terminal import (
     readable_errors,
     to_json,
 )
-from keras_wavg.files import coefficients
-from keras_wavg.files.average import (
-    average_checkpoints,
-    planned,
-    planned_report,
-)
-from keras_wavg.files.average_report import AverageReport
-from keras_wavg.files.paths import refuse_output
-from keras_wavg.files.select import select_checkpoints
+
+if TYPE_CHECKING:
+    from keras_wavg.files.average_report import AverageReport
 
 
 def average(
@@ -119,23 +113,32 @@ def average(
             "include": include,
             "optimizer": optimizer,
         }
+        options["overwrite"] = overwrite
         if dry_run:
-            refuse_output(output, overwrite=overwrite)
-            report = _planned(chosen, output, options)
+            report = _planned(chosen, output, **options)
         else:
-            options["overwrite"] = overwrite
-            with progress_bar("averaging", quiet=as_json) as progress:
-                report = average_checkpoints(
-                    chosen, output, progress=progress, **options
-                )
+            report = _averaged(chosen, output, quiet=as_json, **options)
         typer.echo(to_json(report) if as_json else str(report))
         if dry_run and not as_json:
             typer.echo("dry run: nothing was written")
 
 
+def _averaged(
+    paths: Sequence[Path], output: Path, *, quiet: bool, **options: Any
+) -> "AverageReport":
+    from keras_wavg.files.average import average_checkpoints
+
+    with progress_bar("averaging", quiet=quiet) as progress:
+        return average_checkpoints(paths, output, progress=progress, **options)
+
+
 def _planned(
-    paths: Sequence[Path], output: Path, options: Mapping[str, Any]
-) -> AverageReport:
+    paths: Sequence[Path], output: Path, *, overwrite: bool, **options: Any
+) -> "AverageReport":
+    from keras_wavg.files.average import planned, planned_report
+    from keras_wavg.files.paths import refuse_output
+
+    refuse_output(output, overwrite=overwrite)
     with planned(paths, **options) as plan:
         return planned_report(plan, output)
 
@@ -146,6 +149,8 @@ def _chosen(
     if len(paths) == 1 and paths[0].is_dir():
         if options["last"] is None and options["best"] is None:
             raise typer.BadParameter("a folder needs --last or --best")
+        from keras_wavg.files.select import select_checkpoints
+
         selection = select_checkpoints(
             paths[0], metric=metric, mode=mode, **options
         )
@@ -158,6 +163,8 @@ def _chosen(
 
 
 def _weights(text: str, count: int) -> list[float]:
+    from keras_wavg.files import coefficients
+
     name, _, argument = text.partition(":")
     try:
         if name == "uniform":

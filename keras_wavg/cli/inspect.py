@@ -12,8 +12,6 @@ from keras_wavg.cli.terminal import (
     readable_errors,
     to_json,
 )
-from keras_wavg.files.difference import diff_checkpoints
-from keras_wavg.files.inspection import inspect_checkpoint
 
 
 def inspect(
@@ -22,6 +20,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what is in a checkpoint."""
+    from keras_wavg.files.inspection import inspect_checkpoint
+
     with readable_errors(context):
         with progress_bar("reading", quiet=as_json) as progress:
             found = inspect_checkpoint(path, progress)
@@ -35,6 +35,8 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Compare the weights of two checkpoints."""
+    from keras_wavg.files.difference import diff_checkpoints
+
     with readable_errors(context):
         with progress_bar("comparing", quiet=as_json) as progress:
             found = diff_checkpoints(one, two, progress)

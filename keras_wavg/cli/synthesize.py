@@ -1,23 +1,12 @@
 """`keras-wavg synthesize`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy
 import typer
 
 from keras_wavg.cli.terminal import FAILED, Json, readable_errors, to_json
-from keras_wavg.files import synthesis
-from keras_wavg.files.checkpoint import checkpoints_in
-from keras_wavg.files.paths import refuse_output
-from keras_wavg.files.synthesis import (
-    made_widths,
-    planned_synthesis,
-    planned_widths,
-)
-from keras_wavg.horizon import decay_from
-from keras_wavg.profile import WIDEST
 
 
 def synthesize(
@@ -87,28 +76,67 @@ def synthesize(
         options: dict[str, Any] = {
             "gradient_accumulation_steps": gradient_accumulation_steps,
             "max_residual": max_residual,
+            "overwrite": overwrite,
         }
         snapshots = _snapshots(paths)
-        found: Any
-        if sweep is not None:
-            if any(value is not None for value in target.values()):
-                raise typer.BadParameter("--sweep has widths of its own")
-            options["overwrite"] = overwrite
-            found = planned_widths(snapshots, _widths(sweep), output, **options)
-            if not dry_run:
-                made = made_widths(snapshots, found, overwrite=overwrite)
-                found = list(made)
-        elif dry_run:
-            refuse_output(output, overwrite=overwrite)
-            found = planned_synthesis(snapshots, **target, **options)
+        make: Callable[..., Any]
+        if sweep is None:
+            make = _planned if dry_run else _made
+            found = make(snapshots, output, **target, **options)
+        elif any(value is not None for value in target.values()):
+            raise typer.BadParameter("--sweep has widths of its own")
         else:
-            options |= {"overwrite": overwrite, **target}
-            found = synthesis.synthesize(snapshots, output, **options)
+            make = _planned_sweep if dry_run else _made_sweep
+            found = make(snapshots, _widths(sweep), output, **options)
         _show(found, as_json=as_json, dry_run=dry_run)
+
+
+def _made(snapshots: Sequence[Path], output: Path, **options: Any) -> Any:
+    from keras_wavg.files.synthesis import synthesize
+
+    return synthesize(snapshots, output, **options)
+
+
+def _planned(
+    snapshots: Sequence[Path], output: Path, *, overwrite: bool, **options: Any
+) -> Any:
+    from keras_wavg.files.paths import refuse_output
+    from keras_wavg.files.synthesis import planned_synthesis
+
+    refuse_output(output, overwrite=overwrite)
+    return planned_synthesis(snapshots, **options)
+
+
+def _made_sweep(
+    snapshots: Sequence[Path],
+    widths: Sequence[float],
+    folder: Path,
+    *,
+    overwrite: bool,
+    **options: Any,
+) -> Any:
+    from keras_wavg.files.synthesis import made_widths, planned_widths
+
+    options["overwrite"] = overwrite
+    planned = planned_widths(snapshots, widths, folder, **options)
+    return list(made_widths(snapshots, planned, overwrite=overwrite))
+
+
+def _planned_sweep(
+    snapshots: Sequence[Path],
+    widths: Sequence[float],
+    folder: Path,
+    **options: Any,
+) -> Any:
+    from keras_wavg.files.synthesis import planned_widths
+
+    return planned_widths(snapshots, widths, folder, **options)
 
 
 def _snapshots(paths: Sequence[Path]) -> Sequence[Path]:
     if len(paths) == 1 and paths[0].is_dir():
+        from keras_wavg.files.checkpoint import checkpoints_in
+
         return checkpoints_in(paths[0])
     return paths
 
@@ -125,6 +153,8 @@ def _decay(
         return decay
     if decay is not None:
         raise typer.BadParameter("only one of --decay and --half-life")
+    from keras_wavg.horizon import decay_from
+
     steps_per_epoch, batch_size = sizes
     return decay_from(
         half_life=half_life,
@@ -147,6 +177,10 @@ def _show(found: Any, *, as_json: bool, dry_run: bool) -> None:
 
 
 def _widths(text: str) -> list[float]:
+    import numpy
+
+    from keras_wavg.profile import WIDEST
+
     try:
         first, last, count = text.split(":")
         # Nothing is wider than the plain mean.

@@ -2,16 +2,17 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
 import typer
-from rich import progress as bars
 
 from keras_wavg.cli.wording import as_typed
-from keras_wavg.files.streaming import Progress
+
+if TYPE_CHECKING:
+    from keras_wavg.files.streaming import Progress
 
 DIFFERENT, FAILED = 1, 3
 """Exit codes; 2 is typer's, for wrong usage, 3 for all else that is refused."""
@@ -44,9 +45,14 @@ def _typed(context: typer.Context) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def progress_bar(verb: str, *, quiet: bool) -> Iterator[Progress]:
+def progress_bar(verb: str, *, quiet: bool) -> "Iterator[Progress | None]":
     """A bar with bytes and their rate, on a terminal."""
-    console = rich.console.Console(stderr=True, quiet=quiet)
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -54,8 +60,7 @@ def progress_bar(verb: str, *, quiet: bool) -> Iterator[Progress]:
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
-    hidden = quiet or not console.is_terminal
-    with bars.Progress(*columns, console=console, disable=hidden) as shown:
+    with bars.Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(verb, total=None)
 
         def progress(done: int, total: int) -> None:

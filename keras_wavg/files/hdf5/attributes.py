@@ -60,6 +60,8 @@ class AttributeReader:
                 break
             strings[index] = collection[start + 16 : start + 16 + length]
             start += 16 + up_to_8(length)
+            if start > size:
+                self._window.refuse("the text of an attribute is cut short")
         return strings
 
 

@@ -15,7 +15,10 @@ def members(window: Window, message: bytes) -> Iterator[tuple[bytes, int]]:
     names = _heap(window, heap)
     for table in _tables(window, tree):
         for start, address in _entries(window, table):
-            yield names[start : names.find(b"\0", start)], address
+            end = names.find(b"\0", start)
+            if end < 0:
+                window.refuse("a name in a group has no end")
+            yield names[start:end], address
 
 
 def _heap(window: Window, address: int) -> bytes:

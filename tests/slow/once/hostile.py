@@ -780,8 +780,10 @@ WEIGHTS = {
     "names of 2**60 bytes": (at_each(b"HEAP", 8, 2**60), BOUNDS),
     "names of 2**64 - 1 bytes": (at_each(b"HEAP", 8, UNDEFINED), BOUNDS),
     "names elsewhere": (at_each(b"HEAP", 24, UNDEFINED), BOUNDS),
+    "name without an end": (at_each(b"HEAP", 8, 12), "has no end"),
     "texts of 2**60 bytes": (at_each(b"GCOL", 8, 2**60), BOUNDS),
     "text of 2**60 bytes": (at_each(b"GCOL", 24, 2**60), "."),
+    "text that goes on past the others": (at_each(b"GCOL", 24, 4081), "short"),
     "texts that are missing": (at_each(b"GCOL", 0, 0), "is missing"),
     "links in 65535 rows": (grafted(many_rows), "too many members"),
     "root elsewhere": (
