@@ -61,6 +61,8 @@ class _Reader:
         if base or driver != UNDEFINED or end > window.size:
             window.refuse("it is cut off, or HDF5 as Keras does not write it")
         self._read_object("", root, 0)
+        if "" in self._structure.arrays:
+            window.refuse("it is one array, without a name")
         self._refuse_overlaps()
         return self._structure
 
