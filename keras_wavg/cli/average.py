@@ -112,8 +112,8 @@ def average(
             "strict": strict,
             "include": include,
             "optimizer": optimizer,
+            "overwrite": overwrite,
         }
-        options["overwrite"] = overwrite
         if dry_run:
             report = _planned(chosen, output, **options)
         else:

@@ -1,6 +1,6 @@
 """`keras-wavg synthesize`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,58 +79,52 @@ def synthesize(
             "overwrite": overwrite,
         }
         snapshots = _snapshots(paths)
-        make: Callable[..., Any]
         if sweep is None:
-            make = _planned if dry_run else _made
-            found = make(snapshots, output, **target, **options)
+            options |= target
+            found = _one(snapshots, output, dry_run=dry_run, **options)
         elif any(value is not None for value in target.values()):
             raise typer.BadParameter("--sweep has widths of its own")
         else:
-            make = _planned_sweep if dry_run else _made_sweep
-            found = make(snapshots, _widths(sweep), output, **options)
+            options["sigma_rels"] = _widths(sweep)
+            found = _many(snapshots, output, dry_run=dry_run, **options)
         _show(found, as_json=as_json, dry_run=dry_run)
 
 
-def _made(snapshots: Sequence[Path], output: Path, **options: Any) -> Any:
-    from keras_wavg.files.synthesis import synthesize
-
-    return synthesize(snapshots, output, **options)
-
-
-def _planned(
-    snapshots: Sequence[Path], output: Path, *, overwrite: bool, **options: Any
-) -> Any:
-    from keras_wavg.files.paths import refuse_output
-    from keras_wavg.files.synthesis import planned_synthesis
-
-    refuse_output(output, overwrite=overwrite)
-    return planned_synthesis(snapshots, **options)
-
-
-def _made_sweep(
+def _one(
     snapshots: Sequence[Path],
-    widths: Sequence[float],
-    folder: Path,
+    output: Path,
     *,
+    dry_run: bool,
     overwrite: bool,
     **options: Any,
 ) -> Any:
-    from keras_wavg.files.synthesis import made_widths, planned_widths
+    from keras_wavg.files import synthesis
+    from keras_wavg.files.paths import refuse_output
 
-    options["overwrite"] = overwrite
-    planned = planned_widths(snapshots, widths, folder, **options)
-    return list(made_widths(snapshots, planned, overwrite=overwrite))
+    if not dry_run:
+        return synthesis.synthesize(
+            snapshots, output, overwrite=overwrite, **options
+        )
+    refuse_output(output, overwrite=overwrite)
+    return synthesis.planned_synthesis(snapshots, **options)
 
 
-def _planned_sweep(
+def _many(
     snapshots: Sequence[Path],
-    widths: Sequence[float],
     folder: Path,
+    *,
+    dry_run: bool,
+    overwrite: bool,
     **options: Any,
 ) -> Any:
-    from keras_wavg.files.synthesis import planned_widths
+    from keras_wavg.files import synthesis
 
-    return planned_widths(snapshots, widths, folder, **options)
+    planned = synthesis.planned_widths(
+        snapshots, folder=folder, overwrite=overwrite, **options
+    )
+    if dry_run:
+        return planned
+    return list(synthesis.made_widths(snapshots, planned, overwrite=overwrite))
 
 
 def _snapshots(paths: Sequence[Path]) -> Sequence[Path]:

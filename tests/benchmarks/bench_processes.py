@@ -77,10 +77,8 @@ def measure(rank: int, count: int, port: str) -> None:
     step = statistics.median(without for without, _ in pairs) / STEPS
     ratio = statistics.median(with_ema / without for without, with_ema in pairs)
     if rank == 0:
-        print(
-            f"processes: {count}  a step of `fit`: {step * 1e3:.0f} ms", end=""
-        )
-        print(f"  with `EMA`: {ratio:.3f} of it")
+        shown = f"a step of `fit` {1e3 * step:.0f} ms, with `EMA` {ratio:.3f}"
+        print(f"processes: {count}, {shown} of it")
 
 
 if __name__ == "__main__":

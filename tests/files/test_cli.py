@@ -229,17 +229,29 @@ def test_names_that_a_terminal_would_obey_are_escaped(folder):
         assert r"\x1b[2J\n9-0.1.weights.h5" in result.output
 
 
-def test_the_command_starts_without_keras(folder):
-    path = min(folder.iterdir())
+def imported(names, *arguments):
+    """Those of some packages that a command imports."""
     code = (
         "import sys, keras_wavg.cli as cli\n"
-        f"try: cli.app(['inspect', {str(path)!r}])\n"
-        "finally: print({'keras', 'h5py'} & set(sys.modules))"
+        f"try: cli.app({[*map(str, arguments)]})\n"
+        f"finally: print({names} & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert result.stdout.splitlines()[-1] == "set()"
+    return result.stdout.splitlines()[-1]
+
+
+def test_the_command_starts_without_keras(folder):
+    path = min(folder.iterdir())
+    assert imported({"keras", "h5py"}, "inspect", path) == "set()"
+
+
+def test_help_is_shown_without_numpy_and_rich(folder):
+    packages = {"keras", "h5py", "numpy", "rich"}
+    assert imported(packages, "--help") == "set()"
+    path = min(folder.iterdir())
+    assert imported({"numpy", "rich"}, "inspect", path) == "{'numpy'}"
 
 
 def test_it_is_a_module_too(folder):

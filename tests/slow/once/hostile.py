@@ -225,6 +225,15 @@ def patched(change, **options):
     return build
 
 
+def array_for_root(folder):
+    path = sound(h5(folder), 1)
+    with h5py.File(path) as file:
+        array = h5py.h5o.get_info(file[FIRST]["0"].id).addr
+    data = bytearray(path.read_bytes())
+    put(data, ROOT, array)
+    path.write_bytes(data)
+
+
 def put(data, offset, *values, layout="Q"):
     struct.pack_into(f"<{len(values)}{layout}", data, offset, *values)
 
@@ -790,6 +799,7 @@ WEIGHTS = {
         patched(lambda data: put(data, ROOT, 2**63)),
         BOUNDS,
     ),
+    "root that is an array": (array_for_root, "is one array"),
     "root in the superblock": (
         patched(lambda data: put(data, ROOT, 0)),
         f"{OTHER}|{TWICE}",
