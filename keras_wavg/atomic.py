@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import contextlib
 import os
@@ -23,10 +23,12 @@ def replacing(
 ) -> Iterator[Path]:
     """Context that writes a file elsewhere and moves it into place at its end.
 
-    Whatever goes wrong, `path` is what it was, or, if the file has parts,
-    missing. Parts are other files written beside it, such as the shards of an
-    index: they are moved first. What was at `path` is removed before that, so
-    it never names the wrong parts.
+    The file may be a folder.
+
+    Whatever goes wrong, `path` is what it was, or, if the file has parts or is
+    a folder, missing. Parts are other files written beside it, such as the
+    shards of an index: they are moved first. What was at `path` is removed
+    before that, so it never names the wrong parts.
 
     What a process that was killed has left of the same file is removed.
 
@@ -45,12 +47,12 @@ def replacing(
     """
     target = target_of(path)
     try:
-        with _folder_beside(target) as folder:
+        with folder_beside(target) as folder:
             written = folder / target.name
             yield written
             parts = [part for part in folder.iterdir() if part != written]
             files = [*parts, written]
-            for file in files:
+            for file in (*folder.rglob("*/*"), *files):
                 system.store(file)
             move = _replace if overwrite else _add
             move(files, target)
@@ -66,7 +68,21 @@ def _replace(files: Sequence[Path], target: Path) -> None:
     if len(files) > 1:
         target.unlink(missing_ok=True)
     for file in files:
-        file.replace(target.with_name(file.name))
+        _move(file, target.with_name(file.name))
+
+
+def _move(file: Path, place: Path) -> None:
+    if not file.is_dir() or not place.exists():
+        file.replace(place)
+        return
+    # A folder cannot be moved over another one.
+    old = file.with_name(f"{file.name}.old")
+    place.replace(old)
+    try:
+        file.replace(place)
+    except BaseException:
+        old.replace(place)
+        raise
 
 
 def _add(files: Sequence[Path], target: Path) -> None:
@@ -85,8 +101,12 @@ def _add(files: Sequence[Path], target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A new folder, in the same one: a move within a file system is atomic."""
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Context with a new folder beside a file, which is removed at its end.
+
+    A move within a file system is atomic. What a process that was killed has
+    left of the same file is removed.
+    """
     # Short, as the name of the file may be as long as a name can be.
     prefix = f".keras_wavg-{zlib.crc32(os.fsencode(target.name)):08x}-"
     for left in target.parent.glob(f"{prefix}*"):

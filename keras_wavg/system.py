@@ -89,11 +89,20 @@ def store(path: Path) -> None:
 
 
 def move_to_free_place(file: Path, target: Path) -> None:
-    """Move a file to where there is none.
+    """Move a file, or a folder, to where there is none.
 
     Raises:
-        FileExistsError: If there is one. Nothing is changed then.
+        FileExistsError: If there is one. Nothing is changed then. An empty
+            folder is none.
     """
+    if file.is_dir():
+        try:
+            file.rename(target)
+        except OSError as error:
+            if target.exists():
+                raise FileExistsError(str(target)) from error
+            raise
+        return
     try:
         if _link is None:
             raise OSError  # noqa: TRY301

@@ -22,7 +22,8 @@ def average(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Checkpoints, the oldest first, or one folder of them.",
+            help="Checkpoints, the oldest first, or one folder of them: files, "
+            "or folders of Orbax.",
             metavar="FILES|FOLDER",
         ),
     ],
@@ -31,7 +32,8 @@ def average(
         typer.Option(
             "--output",
             "-o",
-            help="The file to write: .weights.h5, .weights.json or .keras.",
+            help="The file to write: .weights.h5, .weights.json or .keras. Of "
+            "folders of Orbax, it may be a folder.",
         ),
     ],
     weights: Annotated[
@@ -44,6 +46,10 @@ def average(
     normalize: Annotated[
         bool, typer.Option(help="Divide weights by their sum.")
     ] = True,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Of folders of Orbax: which steps, such as 10,20."),
+    ] = None,
     last: Annotated[
         int | None,
         typer.Option(min=1, help="Of a folder: how many of the latest."),
@@ -98,6 +104,7 @@ def average(
     with readable_errors(context):
         chosen = _chosen(
             paths,
+            steps=steps,
             last=last,
             best=best,
             metric=metric,
@@ -138,15 +145,24 @@ def _planned(
     from keras_wavg.files.average import planned, planned_report
     from keras_wavg.files.paths import refuse_output
 
-    refuse_output(output, overwrite=overwrite)
+    refuse_output(output, overwrite=overwrite, paths=paths)
     with planned(paths, **options) as plan:
-        return planned_report(plan, output)
+        return planned_report(plan, output, overwrite=overwrite)
 
 
 def _chosen(
-    paths: Sequence[Path], *, metric: str, mode: str, **options: Any
+    paths: Sequence[Path],
+    *,
+    steps: str | None,
+    metric: str,
+    mode: str,
+    **options: Any,
 ) -> Sequence[Path]:
-    if len(paths) == 1 and paths[0].is_dir():
+    from keras_wavg.files.orbax.steps import all_steps, is_step
+
+    if steps is not None:
+        return all_steps(paths, _steps(steps))
+    if len(paths) == 1 and paths[0].is_dir() and not is_step(paths[0]):
         if options["last"] is None and options["best"] is None:
             raise typer.BadParameter("a folder needs --last or --best")
         from keras_wavg.files.select import select_checkpoints
@@ -178,3 +194,10 @@ def _weights(text: str, count: int) -> list[float]:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"--weights {text}: {error}") from error
+
+
+def _steps(text: str) -> list[int]:
+    try:
+        return [int(step) for step in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"--steps {text}: {error}") from error

@@ -105,7 +105,7 @@ def _one(
         return synthesis.synthesize(
             snapshots, output, overwrite=overwrite, **options
         )
-    refuse_output(output, overwrite=overwrite)
+    refuse_output(output, overwrite=overwrite, paths=snapshots)
     return synthesis.planned_synthesis(snapshots, **options)
 
 
@@ -129,7 +129,7 @@ def _many(
 
 def _snapshots(paths: Sequence[Path]) -> Sequence[Path]:
     if len(paths) == 1 and paths[0].is_dir():
-        from keras_wavg.files.checkpoint import checkpoints_in
+        from keras_wavg.files.opener import checkpoints_in
 
         return checkpoints_in(paths[0])
     return paths

@@ -25,7 +25,7 @@ def readable_errors(context: typer.Context) -> Iterator[None]:
     """Errors of the library end the command in one line."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         text = as_typed(" ".join(str(error).split()), _typed(context))
         typer.echo(f"error: {text}", err=True)
         raise typer.Exit(FAILED) from error

@@ -2,5 +2,6 @@
 
     keras_wavg.average_checkpoints(["1.keras", "2.keras"], "mean.keras")
 
-Nothing in this folder imports Keras, a backend or h5py.
+Nothing in this folder imports Keras, a backend or h5py. Only where folders of
+Orbax become a file, Keras builds the model, in `keras_wavg.conversion`.
 """

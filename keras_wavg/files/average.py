@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -10,16 +11,24 @@ import numpy
 from keras_wavg import arguments, atomic
 from keras_wavg.arguments import Include
 from keras_wavg.files.average_report import AverageReport, SourceReport
-from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum, digest, require_whole
 from keras_wavg.files.factors import factors
 from keras_wavg.files.file_plan import FilePlan, make_plan
-from keras_wavg.files.output import Output
+from keras_wavg.files.opener import Opener
+from keras_wavg.files.orbax.conversion import (
+    config,
+    is_converted,
+    without_config,
+    write_file,
+)
+from keras_wavg.files.orbax.reading import OrbaxCheckpoint
+from keras_wavg.files.outputs import Written, opened
 from keras_wavg.files.paths import (
     Paths,
     archive_like,
     checked,
     refuse_output,
+    step_of,
 )
 from keras_wavg.files.streaming import (
     Block,
@@ -29,13 +38,12 @@ from keras_wavg.files.streaming import (
 )
 from keras_wavg.files.summing import Summing
 
-_SHARD_SIZE = 5 << 30  # What Keras has in a shard if nobody says.
-
 
 def average_checkpoints(
     paths: Paths,
     output: str | os.PathLike[str],
     *,
+    steps: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
     normalize: bool = True,
     strict: bool = True,
@@ -53,9 +61,16 @@ def average_checkpoints(
 
     Args:
         paths: Sequence of files, each a `.weights.h5`, a sharded
-            `.weights.json` or a `.keras`, of models of one architecture.
+            `.weights.json` or a `.keras`, of models of one architecture. Or
+            sequence of folders of Orbax, as `keras.callbacks.OrbaxCheckpoint`
+            writes them: of a step, or of all steps, of which the latest is
+            taken. They need `tensorstore`.
         output: The file to write, in any of these formats. A `.keras` file
-            takes its config from the last `.keras` among `paths`.
+            takes its config from the last `.keras` among `paths`. For folders
+            of Orbax, the folder to write: that of a step, if its name is a
+            number, or else one that gets the step of the last of `paths`.
+        steps: Sequence of integers, the steps of each folder of Orbax. Defaults
+            to `None`.
         weights: Sequence of floats, one for each of `paths`, or `None` for
             equal ones. See `keras_wavg.coefficients`. Defaults to `None`.
         normalize: Boolean, whether `weights` are divided by their sum. Defaults
@@ -100,11 +115,13 @@ def average_checkpoints(
             infinite. Nothing is written then.
         FileExistsError: If there is a file and not `overwrite`.
         OSError: If a file cannot be read or written.
+        ImportError: If `tensorstore` is missing for a folder of Orbax.
     """
     target = Path(output)
-    refuse_output(target, overwrite=overwrite)
+    given = checked(paths, steps)
+    refuse_output(target, overwrite=overwrite, paths=given)
     with planned(
-        paths,
+        given,
         weights=weights,
         normalize=normalize,
         strict=strict,
@@ -142,25 +159,38 @@ def execute(
     Raises:
         See `average_checkpoints`.
     """
-    like, shard_size = archive_like(plan, output), _shard_size(plan)
-    with (
-        atomic.replacing(output, overwrite=overwrite) as written,
-        Output(written, plan.structure, like, shard_size) as made,
-    ):
-        for name in made.names:
-            # Where a link leads to, its shards are written, too.
-            place = atomic.target_of(output).with_name(name)
-            refuse_output(place, overwrite=overwrite)
+    if is_converted(plan, output):
+        return _converted(
+            plan, output, strict=strict, overwrite=overwrite, progress=progress
+        )
+    with opened(plan, output, overwrite=overwrite) as made:
         summing = Summing(plan, made, strict=strict)
         for_each(summing.work, summing.arrays, _of_all(plan, progress))
         _carry(plan, made)
         for checkpoint in plan.checkpoints:
             checkpoint.check_unchanged()
         report = _report(plan, summing, output, made_of)
-        if like:
-            _check_same(plan, like)
         made.finish(report.provenance())
     return report
+
+
+def _converted(
+    plan: FilePlan,
+    output: Path,
+    *,
+    strict: bool,
+    overwrite: bool,
+    progress: Progress | None,
+) -> AverageReport:
+    """The average of folders of Orbax, as a file."""
+    with atomic.folder_beside(output) as folder:
+        step = folder / "0"
+        mean = execute(plan, step, strict=strict, progress=progress)
+        file = write_file(step, config(plan), folder / output.name)
+        with planned([file]) as converted:
+            return execute(
+                converted, output, overwrite=overwrite, made_of=mean.sources
+            )
 
 
 def _of_all(plan: FilePlan, progress: Progress | None) -> Progress | None:
@@ -191,7 +221,7 @@ def planned(
     Raises:
         ValueError: If there is nothing that can be done.
     """
-    given = checked(paths)
+    given, weights, config_of = without_config(checked(paths), weights)
     numbers = factors(weights, len(given), normalize=normalize)
     if optimizer not in {"drop", "last"}:
         raise ValueError(
@@ -201,50 +231,38 @@ def planned(
     with contextlib.ExitStack() as stack:
         opener = Opener()
         checkpoints = [stack.enter_context(opener.open(p)) for p in given]
-        yield make_plan(
+        plan = make_plan(
             checkpoints,
             numbers,
             strict=strict,
             optimizer=optimizer,
             include=arguments.include(include),
         )
+        yield replace(plan, config_of=config_of)
 
 
-def planned_report(plan: FilePlan, output: Path) -> AverageReport:
+def planned_report(
+    plan: FilePlan, output: Path, *, overwrite: bool = False
+) -> AverageReport:
     """What the report will be, without checksums."""
     archive_like(plan, output)
+    if is_converted(plan, output):
+        config(plan)
+    elif isinstance(plan.last, OrbaxCheckpoint):
+        step_of(plan, output, overwrite=overwrite)
     compared = dict.fromkeys(plan.compared, "if the same in all")
     sources = _source_reports(plan, [""] * len(plan.checkpoints))
     return _described(plan, output, compared, sources, "")
 
 
-def _check_same(plan: FilePlan, like: Path) -> None:
-    """Refuse an archive that another one was moved over."""
-    for checkpoint in plan.checkpoints:
-        if checkpoint.path == like:
-            for source in checkpoint.sources:
-                source.close()  # so that it is opened again
-            checkpoint.check_unchanged()
-
-
-def _shard_size(plan: FilePlan) -> int:
-    sharded = [
-        source.size
-        for checkpoint in plan.checkpoints
-        if checkpoint.path.name.endswith(".weights.json")
-        for source in checkpoint.sources
-    ]
-    return max(sharded, default=_SHARD_SIZE)
-
-
-def _carry(plan: FilePlan, output: Output) -> None:
+def _carry(plan: FilePlan, output: Written) -> None:
     last = plan.last
     carried = {p: last.arrays[p] for p in plan.copied if p not in last.weights}
 
     def copy(block: Block) -> None:
         data = numpy.empty(block.nbytes, "uint8")
-        last.read_into(block.path, data.data, block.start)
-        output.slot(block.path).write(data.data, block.start)
+        last.read_into(data.data, block)
+        output.write(data.data, block)
 
     for_each(copy, carried)
 

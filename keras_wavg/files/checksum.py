@@ -136,7 +136,7 @@ def _sums(
 
     def work(block: Block) -> None:
         data = numpy.empty(block.nbytes, "uint8")
-        checkpoint.read_into(block.path, data.data, block.start)
+        checkpoint.read_into(data.data, block)
         sums[block.index] = sum_of(data)
 
     for_each(work, arrays, progress)

@@ -9,9 +9,10 @@ import numpy
 
 from keras_wavg.files import floats
 from keras_wavg.files.average_report import table
-from keras_wavg.files.checkpoint import Checkpoint, Opener
+from keras_wavg.files.checkpoint import Checkpoint
 from keras_wavg.files.checksum import crc32, require_whole, room_for_sums
 from keras_wavg.files.comparison import mismatches
+from keras_wavg.files.opener import Opener
 from keras_wavg.files.source import printable
 from keras_wavg.files.streaming import Block, Progress, blocks, for_each
 
@@ -164,7 +165,7 @@ def _values(
     checkpoint: Checkpoint, block: Block, sums: floats.Numbers
 ) -> floats.Numbers:
     data = numpy.empty(block.nbytes, "uint8")
-    checkpoint.read_into(block.path, data.data, block.start)
+    checkpoint.read_into(data.data, block)
     sums[block.index] = crc32(data)
     dtype = checkpoint.arrays[block.path].dtype
     if dtype in floats.FLOATS:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
-from keras_wavg.files.checkpoint import Checkpoint, part_of
+from keras_wavg.files.checkpoint import Checkpoint
 from keras_wavg.files.comparison import are_renamed, listed, mismatches
 from keras_wavg.files.factors import Factors, require_exact
 from keras_wavg.files.floats import FLOATS
@@ -28,6 +29,8 @@ class FilePlan:
         dropped: Dict from the paths of arrays that are left out, to the
             reasons.
         notes: Sequence of strings, what else a user may want to know.
+        config_of: `pathlib.Path` of a `.keras` that gives nothing but its
+            config, or `None`.
     """
 
     checkpoints: Sequence[Checkpoint]
@@ -37,6 +40,7 @@ class FilePlan:
     copied: Mapping[str, str]
     dropped: Mapping[str, str]
     notes: Sequence[str] = ()
+    config_of: Path | None = None
 
     @property
     def last(self) -> Checkpoint:
@@ -45,9 +49,15 @@ class FilePlan:
 
     @property
     def all_match(self) -> bool:
-        """Whether all checkpoints have the same variables."""
+        """Whether all have the same variables, read in the same blocks."""
+        part_of = self.last.contents.part_of
         paths = {*self.copied, *self.dropped}
-        return not any(part_of(path) == "weights" for path in paths)
+        return not any(part_of(path) == "weights" for path in paths) and all(
+            checkpoint.weights[path].chunks == array.chunks
+            for checkpoint in self.checkpoints
+            if checkpoint.contents is not self.last.contents
+            for path, array in self.last.weights.items()
+        )
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -59,7 +69,7 @@ class FilePlan:
     @property
     def structure(self) -> Structure:
         """The structure of the output."""
-        arrays = self.arrays
+        arrays, part_of = self.arrays, self.last.contents.part_of
         tops = {path.partition("/")[0] for path in arrays}
         groups = {
             path: attributes
@@ -93,6 +103,7 @@ def make_plan(
         ValueError: If checkpoints do not match, or nothing can be averaged.
     """
     last = checkpoints[-1]
+    _require_one_kind(checkpoints)
     chosen = arguments.predicate(include)
     unshared = _unshared(checkpoints, chosen, strict=strict)
     unshared |= _left_out(last, include)
@@ -105,7 +116,8 @@ def make_plan(
             f"{sorted(shared) or 'none'}"
         )
     require_exact(factors, {shared[path].dtype for path in averaged})
-    rest = {p: part_of(p) for p in last.arrays if part_of(p) != "weights"}
+    part_of = last.contents.part_of
+    rest = {p: part_of(p) for p in last.arrays if p not in last.weights}
     carried = _carried(last, rest, optimizer)
     return FilePlan(
         checkpoints,
@@ -118,6 +130,18 @@ def make_plan(
         | {path: rest[path] for path in rest if path not in carried},
         notes=_notes(checkpoints),
     )
+
+
+def _require_one_kind(checkpoints: Sequence[Checkpoint]) -> None:
+    last = checkpoints[-1]
+    for checkpoint in checkpoints:
+        if type(checkpoint) is not type(last):
+            raise ValueError(
+                "Checkpoints must be all files or all folders of Orbax, which "
+                "have other paths for the same variables. Received: "
+                f"{checkpoint.name} and {last.name}. Average each folder to a "
+                "file first, alone."
+            )
 
 
 def _left_out(last: Checkpoint, include: Include) -> dict[str, str]:
@@ -163,16 +187,17 @@ def _unshared(
 def _carried(
     last: Checkpoint, rest: Mapping[str, str], optimizer: str
 ) -> dict[str, str]:
+    carried = {p: part for p, part in rest.items() if part == "random state"}
     if optimizer == "drop":
-        return {}
-    carried = {path: part for path, part in rest.items() if part == "optimizer"}
-    if not carried:
+        return carried
+    state = {path: part for path, part in rest.items() if part == "optimizer"}
+    if not state:
         raise ValueError(
             "With `optimizer='last'`, the last checkpoint must have the state "
             f"of an optimizer. Received: {last.name}, which has none. Pass "
             "`optimizer='drop'`."
         )
-    return carried
+    return carried | state
 
 
 def _notes(checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -53,8 +53,9 @@ _SAVED_MODEL = Kind(
     f"model, and save it by {_SAVE}",
 )
 _ORBAX = Kind(
-    "a checkpoint of Orbax",
-    f"load it by `model.load_weights(folder)`, and save the model by {_SAVE}",
+    "a checkpoint of Orbax that Keras has not written",
+    "restore it by Orbax, set the weights of the Keras model, and save it by "
+    f"{_SAVE}",
 )
 _NUMPY = Kind(
     "a file of NumPy",
@@ -76,9 +77,7 @@ _BY_NAME = (
 _IN_FOLDER = (
     ("saved_model.pb", _SAVED_MODEL),
     ("checkpoint", _TENSORFLOW),
-    ("_CHECKPOINT_METADATA", _ORBAX),
     ("_METADATA", _ORBAX),
-    ("*/_CHECKPOINT_METADATA", _ORBAX),
 )
 _BEGINNINGS = (
     (rb"PK\x03\x04.{0,400}data\.pkl", _TORCH),
@@ -99,10 +98,11 @@ def kind_of(path: str | os.PathLike[str]) -> Kind | None:
     if found.is_dir():
         named = (kind for n, kind in _IN_FOLDER if any(found.glob(n)))
         return next(named, None)
-    return _by_beginning(found) or _by_name(os.fspath(path))
+    return _by_beginning(found) or kind_named(os.fspath(path))
 
 
-def _by_name(text: str) -> Kind | None:
+def kind_named(text: str) -> Kind | None:
+    """What a file of this name is, if it is not one that is read."""
     for pattern, kind in _BY_NAME:
         if re.fullmatch(pattern, text, re.IGNORECASE):
             return kind

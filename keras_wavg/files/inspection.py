@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg.files.average_report import table
-from keras_wavg.files.checkpoint import (
-    Checkpoint,
-    Opener,
-    part_of,
-)
+from keras_wavg.files.checkpoint import PARTS, Checkpoint
 from keras_wavg.files.checksum import (
     checksum,
     is_unchanged,
@@ -20,6 +16,7 @@ from keras_wavg.files.checksum import (
     short,
 )
 from keras_wavg.files.hdf5.structure import Array
+from keras_wavg.files.opener import Opener
 from keras_wavg.files.source import printable
 from keras_wavg.files.streaming import Progress
 from keras_wavg.profile import ATTRIBUTE, Profile
@@ -34,6 +31,9 @@ class Inspection:
     Args:
         path: `pathlib.Path` of the file.
         arrays: Dict from the path of each variable to its `Array`.
+        parts: Dict from the path of each variable to what it is a part of:
+            `"weights"`, `"random state"`, `"optimizer"`, `"metrics"` or
+            `"average"`.
         provenance: Dict that `average_checkpoints` left in the file, or `None`.
         checksum: String, of the weights.
         is_unchanged: Boolean, whether the weights have the checksum that they
@@ -43,6 +43,7 @@ class Inspection:
 
     path: Path
     arrays: Mapping[str, Array]
+    parts: Mapping[str, str]
     provenance: Mapping[str, Any] | None
     checksum: str
     is_unchanged: bool | None
@@ -54,8 +55,8 @@ class Inspection:
             for path, array in self.arrays.items()
         ]
         lines = [table(("variable", "dtype", "shape", "bytes"), rows)]
-        for part in ("weights", "optimizer", "average"):
-            own = [a for p, a in self.arrays.items() if part_of(p) == part]
+        for part in PARTS:
+            own = [a for p, a in self.arrays.items() if self.parts[p] == part]
             if own:
                 lines.append(
                     f"{part}: {len(own)} variables, "
@@ -121,10 +122,11 @@ def inspect_checkpoint(
         return Inspection(
             checkpoint.path,
             dict(checkpoint.arrays),
+            {p: checkpoint.contents.part_of(p) for p in checkpoint.arrays},
             kept,
             own,
             is_unchanged(checkpoint, own, kept["checksum"]) if kept else None,
-            _profile(checkpoint.groups[""].get(ATTRIBUTE)),
+            _profile(checkpoint.attributes.get(ATTRIBUTE)),
         )
 
 

@@ -11,6 +11,7 @@ from keras_wavg.files import shards
 from keras_wavg.files.checkpoint import PROVENANCE, archive_room, suffix_of
 from keras_wavg.files.hdf5.structure import Array, Structure
 from keras_wavg.files.hdf5.writing import metadata, place
+from keras_wavg.files.streaming import Block
 
 _LARGE = 1 << 18
 
@@ -108,9 +109,9 @@ class Output:
             ]
         return [self._path.name]
 
-    def slot(self, path: str) -> Slot:
-        """The place for an array."""
-        return self._home[path].slot(path)
+    def write(self, data: memoryview, block: Block) -> None:
+        """Write the bytes of a block."""
+        self._home[block.path].slot(block.path).write(data, block.start)
 
     def finish(self, provenance: str) -> None:
         """Write what is around the arrays.

@@ -12,8 +12,11 @@ from typing import overload
 
 from keras_wavg import arguments
 from keras_wavg.files.average_report import table
-from keras_wavg.files.checkpoint import SUFFIXES, checkpoints_in
+from keras_wavg.files.checkpoint import SUFFIXES
 from keras_wavg.files.metric_log import logged
+from keras_wavg.files.opener import checkpoints_in
+from keras_wavg.files.orbax.reading import metrics_of_steps
+from keras_wavg.files.orbax.steps import steps_in
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 # `{epoch:02d}-{val_loss:.3f}` or `{epoch:02d}`, at the end of a name. The score
@@ -29,7 +32,7 @@ class Candidate:
 
     Args:
         path: `pathlib.Path` of the file.
-        epoch: Integer, as its name says, from 1 on.
+        epoch: Integer, as its name says, from 1 on, or the step of Orbax.
         score: Float, the metric at the end of that epoch, or `None`.
     """
 
@@ -89,7 +92,9 @@ def select_checkpoints(
     """Choose checkpoints of a folder by epoch or by metric.
 
     Args:
-        folder: The folder, of files as `ModelCheckpoint` names them.
+        folder: The folder, of files as `ModelCheckpoint` names them, or of
+            steps as `OrbaxCheckpoint` writes them, which count as epochs. The
+            epochs of its `save_freq="epoch"` count from 0 on.
         last: Positive integer, how many of the latest to choose.
         best: Positive integer, how many of the best to choose instead. Of two
             as good, the later one is the better.
@@ -104,7 +109,8 @@ def select_checkpoints(
             `filepath`, without the folder. By default a name must end in
             `{epoch}` or `{epoch}-{metric}`, before the suffix.
         log: The file of a `CSVLogger`, to read the metric from. By default it
-            is read from the names.
+            is read from the names, or from what Orbax has of a step, which
+            Keras' callback leaves empty.
 
     Example:
 
@@ -194,6 +200,17 @@ def _candidates(
     metric: str,
     scores: Mapping[int, float] | None,
 ) -> tuple[list[Candidate], dict[Path, str]]:
+    if steps := steps_in(folder):
+        scored = (
+            metrics_of_steps(steps, metric)
+            if scores is None
+            else {
+                # Keras' callback counts epochs from 0 on.
+                epoch - 1: score
+                for epoch, score in scores.items()
+            }
+        )
+        return [Candidate(p, s, scored.get(s)) for s, p in steps.items()], {}
     naming = _Naming(pattern, metric)
     unread = (
         "its name has no epoch"

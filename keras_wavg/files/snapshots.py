@@ -9,13 +9,13 @@ from typing import Any
 import numpy
 
 from keras_wavg import arguments
-from keras_wavg.files.checkpoint import Checkpoint, Opener, archive_room
+from keras_wavg.files.checkpoint import Checkpoint
+from keras_wavg.files.opener import Opener
+from keras_wavg.files.streaming import blocks
 from keras_wavg.profile import ATTRIBUTE, Profile
 
 _ONE = numpy.array([0.0, 1.0])
 _MOST_STEPS = 2**53
-# Of an optimizer that another one is around, and of an optimizer itself.
-_STEPS = ("optimizer/inner_optimizer/vars/0", "optimizer/vars/0")
 
 
 def profiles_in(
@@ -82,7 +82,7 @@ def _profile(
     checkpoint: Checkpoint, accumulated: int | None
 ) -> tuple[Profile, bool]:
     """The profile, and whether its steps are known to be optimizer steps."""
-    text = checkpoint.groups[""].get(ATTRIBUTE)
+    text = checkpoint.attributes.get(ATTRIBUTE)
     if text is not None:
         try:
             return Profile.from_json(text), True
@@ -101,11 +101,12 @@ def _profile(
 
 def _batches(checkpoint: Checkpoint) -> int:
     """The count of the optimizer."""
-    for path in _STEPS:
+    for path in checkpoint.contents.step_paths:
         array = checkpoint.arrays.get(path)
         if array and not array.shape and array.dtype.startswith("int"):
             data = bytearray(array.nbytes)
-            checkpoint.read_into(path, memoryview(data), 0)
+            (block,) = blocks({path: array})
+            checkpoint.read_into(memoryview(data), block)
             return int.from_bytes(data, "little", signed=True)
     raise ValueError(
         "A snapshot must carry its profile, or the optimizer whose step "
@@ -120,14 +121,15 @@ def _accumulated(checkpoint: Checkpoint) -> int | None:
     slots = [
         path
         for path, array in checkpoint.arrays.items()
-        if path.startswith("optimizer/") and array.shape
+        if checkpoint.contents.part_of(path) == "optimizer" and array.shape
     ]
     if not slots:
         return 1  # There is nothing in which gradients could be accumulated.
-    if not checkpoint.path.name.endswith(".keras"):
+    text = checkpoint.read_config()
+    if text is None:
         return None
     try:
-        config = json.loads(archive_room().read_config(checkpoint.path))
+        config = json.loads(text)
         optimizer = config["compile_config"]["optimizer"]["config"]
         inner = optimizer.get("inner_optimizer")
         steps = (inner["config"] if inner else optimizer).get(

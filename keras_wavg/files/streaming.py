@@ -1,6 +1,8 @@
-"""Many files at once, a mebibyte at a time, by a few threads."""
+"""Many files at once, a mebibyte or a chunk at a time, by a few threads."""
 
 import errno
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import (
@@ -16,7 +18,10 @@ from typing import Any
 from keras_wavg.files.hdf5.structure import Array
 
 BLOCK = 1 << 18
-"""The most numbers that are worked on at once. Checksums depend on it."""
+"""The most numbers that are worked on at once, but for those of a chunk.
+
+Checksums depend on it.
+"""
 
 _BATCH_BYTES = 4 << 20
 _MOST_THREADS = 4
@@ -25,32 +30,53 @@ Progress = Callable[[int, int], None]
 """Is called with the bytes done and the bytes in all."""
 
 
+Box = tuple[slice, ...]
+"""Which part of an array it is, along each axis."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Neighbouring numbers of an array.
+    """Some numbers of an array: neighbouring ones, or those of a chunk.
 
     Args:
         index: Integer, the place of the block among all.
         path: String, the path of the array.
-        start: Integer, the first byte.
+        start: Integer, the first byte, with the chunks one after the other.
         nbytes: Integer, how many bytes there are.
+        box: See `Box`. Empty where the array is not stored in chunks.
     """
 
     index: int
     path: str
     start: int
     nbytes: int
+    box: Box = ()
 
 
 def blocks(arrays: Mapping[str, Array]) -> Iterator[Block]:
     """Arrays cut in blocks, in the order of their paths."""
     index = 0
     for path in sorted(arrays):
-        array = arrays[path]
-        step = BLOCK * array.itemsize
-        for start in range(0, array.nbytes, step):
-            yield Block(index, path, start, min(step, array.nbytes - start))
+        array, start = arrays[path], 0
+        for box, count in _chunks(array) if array.chunks else _pieces(array):
+            nbytes = count * array.itemsize
+            yield Block(index, path, start, nbytes, box)
+            start += nbytes
             index += 1
+
+
+def _pieces(array: Array) -> Iterator[tuple[Box, int]]:
+    for start in range(0, array.count, BLOCK):
+        yield (), min(BLOCK, array.count - start)
+
+
+def _chunks(array: Array) -> Iterator[tuple[Box, int]]:
+    axes = [
+        [slice(at, min(at + step, size)) for at in range(0, size, step)]
+        for size, step in zip(array.shape, array.chunks or (), strict=True)
+    ]
+    for box in itertools.product(*axes):
+        yield box, math.prod(part.stop - part.start for part in box)
 
 
 def for_each(

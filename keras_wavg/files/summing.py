@@ -1,18 +1,15 @@
 """One block of the output from the same block of every file."""
 
-import threading
-from typing import Any
-
 import numpy
 
 from keras_wavg.files import floats
 from keras_wavg.files.checksum import crc32, room_for_sums
 from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.hdf5.structure import Array
-from keras_wavg.files.output import Output
-from keras_wavg.files.streaming import BLOCK, Block
-
-_LARGEST_ITEM = 8
+from keras_wavg.files.outputs import Written
+from keras_wavg.files.rooms import Room, Rooms
+from keras_wavg.files.streaming import Block
+from keras_wavg.files.total import Total
 
 
 class Summing:
@@ -20,15 +17,17 @@ class Summing:
 
     Args:
         plan: A `FilePlan`.
-        output: An `Output`.
+        output: A `Written`.
         strict: Boolean, whether integers that differ are refused.
     """
 
-    def __init__(self, plan: FilePlan, output: Output, *, strict: bool) -> None:
+    def __init__(
+        self, plan: FilePlan, output: Written, *, strict: bool
+    ) -> None:
         self._plan = plan
         self._output = output
         self._strict = strict
-        self._buffers = _Buffers()
+        self._rooms = Rooms()
         # Always the same, so that the order in which they are given is nothing.
         self._order = sorted(
             range(len(plan.checkpoints)),
@@ -54,53 +53,43 @@ class Summing:
         Raises:
             ValueError: If the files' blocks cannot be averaged.
         """
-        if block.path in self._plan.averaged:
-            made = self._mean(block)
-        elif block.path in self._plan.compared:
-            made = self._compared(block)
-        else:
-            made = self._read(len(self._order) - 1, block)
-        self.output_sums[block.index] = crc32(made)
-        self._output.slot(block.path).write(made.data, block.start)
+        with self._rooms.of(block) as room:
+            if block.path in self._plan.averaged:
+                made = self._mean(block, room)
+            elif block.path in self._plan.compared:
+                made = self._compared(block, room)
+            else:
+                made = self._read(len(self._order) - 1, block, room)
+            self.output_sums[block.index] = crc32(made)
+            self._output.write(made.data, block)
 
     def _factor(self, number: int) -> float:
         return self._plan.factors.multipliers[number]
 
-    def _read(self, number: int, block: Block) -> floats.Numbers:
-        data = self._buffers.data[: block.nbytes]
-        checkpoint = self._plan.checkpoints[number]
-        checkpoint.read_into(block.path, data.data, block.start)
+    def _read(self, number: int, block: Block, room: Room) -> floats.Numbers:
+        data = room.bytes(block.nbytes)
+        self._plan.checkpoints[number].read_into(data.data, block)
         self.source_sums[number][block.index] = crc32(data)
         return data
 
-    @numpy.errstate(invalid="ignore", over="ignore")  # It is refused below.
-    def _mean(self, block: Block) -> floats.Numbers:
+    def _mean(self, block: Block, room: Room) -> floats.Numbers:
         array = self.arrays[block.path]
-        count = block.nbytes // array.itemsize
-        kind = floats.accumulator(array.dtype)
-        total, product = self._buffers.room(kind, count)
-        first, *others = self._counted
-        values = floats.decode(self._read(first, block), array.dtype)
-        numpy.multiply(values, self._factor(first), out=total, dtype=kind)
-        for number in others:
-            values = floats.decode(self._read(number, block), array.dtype)
-            if self._factor(number) != 1:
-                factor = self._factor(number)
-                values = numpy.multiply(values, factor, out=product, dtype=kind)
-            numpy.add(total, values, out=total)
+        total = Total(block.nbytes // array.itemsize, array.dtype, room)
+        for number in self._counted:
+            total.add(self._read(number, block, room), self._factor(number))
         for number in self._uncounted:  # for their checksums
-            self._read(number, block)
-        total /= kind(self._plan.factors.divisor)
-        made = floats.encode(total, array.dtype)
-        if not floats.is_finite(made, array.dtype):
-            self._refuse_not_finite(block)
+            self._read(number, block, room)
+        made = room.bytes(block.nbytes)
+        if not total.divide_into(made, self._plan.factors.divisor):
+            self._refuse_not_finite(block, room)
         return made
 
-    def _compared(self, block: Block) -> floats.Numbers:
+    def _compared(self, block: Block, room: Room) -> floats.Numbers:
         last = len(self._order) - 1
-        expected = self._read(last, block).copy()
+        expected = self._read(last, block, room).copy()
         for number in range(last):
-            if self._read(number, block).tobytes() != expected.tobytes():
+            found = self._read(number, block, room)
+            if not numpy.array_equal(found, expected):
                 self._differ(block.path, number)
         return expected
 
@@ -123,13 +112,12 @@ class Summing:
             )
         self.differing.add(path)
 
-    def _refuse_not_finite(self, block: Block) -> None:
+    def _refuse_not_finite(self, block: Block, room: Room) -> None:
         dtype = self.arrays[block.path].dtype
         for number in self._counted:
-            data = self._read(number, block)
+            data = self._read(number, block, room)
             if not floats.is_finite(data, dtype):
-                checkpoint = self._plan.checkpoints[number]
-                checkpoint.source_of(block.path).refuse(
+                self._plan.checkpoints[number].refuse(
                     "it has NaN or infinite weights", block.path
                 )
         raise ValueError(
@@ -143,22 +131,3 @@ def _is_state(path: str, array: Array) -> bool:
     """Whether integers are a count, or the state of random numbers."""
     owner = path.split("/")[-3:-2]
     return not array.shape or owner in (["seed_generator"], ["generator"])
-
-
-class _Buffers(threading.local):
-    """Memory of one thread, used again and again: new memory is slow."""
-
-    def __init__(self) -> None:
-        self.data = numpy.empty(BLOCK * _LARGEST_ITEM, "uint8")
-        self._rooms: dict[type, tuple[Any, Any]] = {}
-
-    def room(self, kind: type, count: int) -> tuple[Any, Any]:
-        """Two arrays of a type, to be written over."""
-        if kind not in self._rooms:
-            self._rooms[kind] = _empty(kind), _empty(kind)
-        total, product = self._rooms[kind]
-        return total[:count], product[:count]
-
-
-def _empty(kind: type) -> Any:
-    return numpy.empty(BLOCK, kind)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from keras_wavg.files.average import planned
+from keras_wavg.files.checkpoint import SUFFIXES
 from keras_wavg.files.paths import Paths, archive_like, checked, refuse_output
 from keras_wavg.soup.soup_report import SoupReport, Trial
 from keras_wavg.soup.tasting import Tasting, load_weights
@@ -100,6 +101,8 @@ def greedy_soup(
             "model=None"
         )
     target = Path(output)
+    if model is not None:
+        _require_file(target)
     _refuse_early(given, target, overwrite=overwrite)
     tell = Console(soft_wrap=True, quiet=not verbose, markup=False).print
     # Beside the output, where there must be room for one more anyway.
@@ -155,7 +158,7 @@ def _refuse_early(
     paths: Sequence[Path], output: Path, *, overwrite: bool
 ) -> None:
     # Before hours of scoring, and not after.
-    refuse_output(output, overwrite=overwrite)
+    refuse_output(output, overwrite=overwrite, paths=paths)
     others = [path for path in paths if path.suffix != ".keras"]
     if output.suffix == ".keras" and others:
         raise ValueError(
@@ -164,6 +167,16 @@ def _refuse_early(
         )
     with planned(paths) as plan:
         archive_like(plan, output)
+
+
+def _require_file(output: Path) -> None:
+    """Require a file where Keras itself writes or loads the soup."""
+    if not output.name.endswith(SUFFIXES):
+        raise ValueError(
+            "With `model`, `output` must be a file. Received: "
+            f"output={str(output)!r}. Pass a path that ends in "
+            "'.weights.h5' or '.keras'."
+        )
 
 
 def _given_back(model: Any) -> contextlib.AbstractContextManager[None]:

@@ -1,6 +1,7 @@
 """Candidates for a soup: made, scored, and the best one kept."""
 
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from keras_wavg import arguments
 from keras_wavg.files.average import average_checkpoints, execute, planned
 from keras_wavg.files.average_report import AverageReport
 from keras_wavg.files.checkpoint import suffix_of
+from keras_wavg.files.orbax.steps import is_orbax
 
 
 class Tasting:
@@ -76,15 +78,20 @@ class Tasting:
             )
 
     def _candidate(self, paths: Sequence[Path]) -> Path:
-        if self._model is None and len(paths) == 1:
+        is_folder = is_orbax(paths[0])
+        if self._model is None and len(paths) == 1 and not is_folder:
             return paths[0]
         path = self._path(paths)
+        if is_folder:
+            # Another candidate is of another step, and Keras loads the latest.
+            shutil.rmtree(path, ignore_errors=True)
         average_checkpoints(paths, path, overwrite=True)
         return path
 
     def _path(self, paths: Sequence[Path]) -> Path:
-        name = f"candidate{suffix_of(paths[0], 'paths')}"
-        return self._kept.with_name(name)
+        is_folder = is_orbax(paths[0])
+        suffix = "" if is_folder else suffix_of(paths[0], "paths")
+        return self._kept.with_name(f"candidate{suffix}")
 
 
 def load_weights(model: Any, path: Path) -> None:

@@ -58,8 +58,7 @@ def folder_with(*names):
         ("ckpt.index", lambda path: path.touch(), "a checkpoint of TensorFlow"),
         ("tf", folder_with("checkpoint"), "a checkpoint of TensorFlow"),
         ("saved", folder_with("saved_model.pb"), "a SavedModel"),
-        ("orbax", folder_with("_METADATA"), "a checkpoint of Orbax"),
-        ("orbax", folder_with("3/_CHECKPOINT_METADATA"), "a checkpoint of Or"),
+        ("orbax", folder_with("_METADATA"), "a checkpoint of Orbax that Keras"),
         ("missing.safetensors", lambda path: None, "a file of safetensors"),
     ],
 )

@@ -21,6 +21,7 @@ NEUTRAL = "arguments atomic horizon profile schedules system"
 # needs a place here; what lies in a folder has it already.
 MAY_IMPORT = {
     NEUTRAL: "numpy",
+    "conversion": "keras numpy",
     "files": f"{NEUTRAL} numpy zlib_ng",
     "keras_private": "keras",
     "warning": "keras",

@@ -17,12 +17,16 @@ class Array:
     Args:
         dtype: String, its name as in Keras.
         shape: Tuple of integers.
-        offset: Integer, the byte of the file at which it begins.
+        offset: Integer, the byte of the file at which it begins, where it is
+            stored as a whole.
+        chunks: Tuple of integers, the shape of the chunks that it is stored
+            in, or `None`.
     """
 
     dtype: str
     shape: tuple[int, ...]
     offset: int = 0
+    chunks: tuple[int, ...] | None = None
 
     @property
     def count(self) -> int:

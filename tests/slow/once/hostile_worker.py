@@ -17,9 +17,9 @@ from pathlib import Path
 
 import keras_wavg.files.archive  # noqa: F401 - else it would be opened later
 from keras_wavg.files.average import average_checkpoints
-from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum
 from keras_wavg.files.inspection import inspect_checkpoint
+from keras_wavg.files.opener import Opener
 
 MEMORY = 256 << 20
 SECONDS = 30

@@ -23,10 +23,10 @@ import hostile
 import numpy
 import pytest
 
-from keras_wavg.files import checkpoint
+from keras_wavg.files import hdf5_checkpoint
 from keras_wavg.files.average import average_checkpoints
-from keras_wavg.files.checkpoint import Opener
 from keras_wavg.files.checksum import checksum
+from keras_wavg.files.opener import Opener
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -249,7 +249,7 @@ def test_a_file_that_is_replaced_while_it_is_read_counts_as_it_was(
 def test_a_file_that_is_opened_again_must_be_the_same(
     pair, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint, "_MOST_OPEN", 0)
+    monkeypatch.setattr(hdf5_checkpoint, "_MOST_OPEN", 0)
     shutil.copy(pair[0], tmp_path / "other")
     with pytest.raises(ValueError, match="it was changed while it was read"):
         average_checkpoints(

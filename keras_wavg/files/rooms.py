@@ -1,0 +1,55 @@
+"""Memory to be used again and again: new memory is slow."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+
+from keras_wavg.files.floats import Numbers
+from keras_wavg.files.streaming import Block
+
+_LARGE = 16 << 20
+
+
+class Room:
+    """Memory for one block, which may be written over by the next use."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Numbers] = {}
+
+    def bytes(self, size: int) -> Numbers:
+        """An array of `uint8`, always the same one."""
+        return self.array("bytes", "uint8", size)
+
+    def array(self, use: str, dtype: Any, count: int) -> Numbers:
+        """An array for some use, always the same one."""
+        key = use, dtype
+        if key not in self._kept or len(self._kept[key]) < count:
+            self._kept.pop(key, None)  # It is let go before there is more.
+            self._kept[key] = numpy.empty(count, dtype)
+        return self._kept[key][:count]
+
+
+class Rooms:
+    """A `Room` for each thread, and one for large blocks.
+
+    Large blocks are worked on one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._large = Room()
+        self._is_free = threading.Lock()
+
+    @contextlib.contextmanager
+    def of(self, block: Block) -> Iterator[Room]:
+        """Context with the room for a block."""
+        if block.nbytes > _LARGE:
+            with self._is_free:
+                yield self._large
+            return
+        if not hasattr(self._own, "room"):
+            self._own.room = Room()
+        yield self._own.room
