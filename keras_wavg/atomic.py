@@ -11,6 +11,9 @@ from pathlib import Path
 
 from keras_wavg import system
 
+PREFIX = ".keras_wavg"
+"""How folders are named that are not whole yet."""
+
 
 def target_of(path: str | os.PathLike[str]) -> Path:
     """Where a path leads to, through links. One to itself leads nowhere."""
@@ -51,14 +54,32 @@ def replacing(
             written = folder / target.name
             yield written
             parts = [part for part in folder.iterdir() if part != written]
-            files = [*parts, written]
-            for file in (*folder.rglob("*/*"), *files):
-                system.store(file)
-            move = _replace if overwrite else _add
-            move(files, target)
-            system.store(target.parent)
+            _move_all([*parts, written], target, overwrite=overwrite)
     except OSError as error:
         system.raise_with_name(error, target)
+
+
+def move(folder: Path, target: Path, *, overwrite: bool) -> None:
+    """Move a folder into place, once it is on the disk.
+
+    Args:
+        folder: The folder.
+        target: Where it is to be, in the same file system.
+        overwrite: Boolean, whether one that is there may be replaced.
+
+    Raises:
+        FileExistsError: If there is one and not `overwrite`.
+    """
+    _move_all([folder], target, overwrite=overwrite)
+
+
+def _move_all(files: Sequence[Path], target: Path, *, overwrite: bool) -> None:
+    for file in files:
+        for part in (*file.rglob("*"), file):
+            system.store(part)
+    into_place = _replace if overwrite else _add
+    into_place(files, target)
+    system.store(target.parent)
 
 
 def _replace(files: Sequence[Path], target: Path) -> None:
@@ -108,13 +129,13 @@ def folder_beside(target: Path) -> Iterator[Path]:
     left of the same file is removed.
     """
     # Short, as the name of the file may be as long as a name can be.
-    prefix = f".keras_wavg-{zlib.crc32(os.fsencode(target.name)):08x}-"
+    prefix = f"{PREFIX}-{zlib.crc32(os.fsencode(target.name)):08x}-"
     for left in target.parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError), system.locked(left) as is_ours:
             if is_ours:
                 shutil.rmtree(left, ignore_errors=True)
     # It gets its name once it is locked: another run would remove it before.
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".keras_wavg-"))
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PREFIX}-"))
     try:
         with system.locked(folder):
             name = f"{prefix}{folder.name[-8:]}"

@@ -95,6 +95,17 @@ def average(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
+    process: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of folders of Orbax that several processes average together: "
+            "the number of this one, from 0 on.",
+        ),
+    ] = None,
+    of: Annotated[
+        int | None, typer.Option(min=1, help="How many processes there are.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done.")
     ] = False,
@@ -121,10 +132,13 @@ def average(
             "optimizer": optimizer,
             "overwrite": overwrite,
         }
+        share = _share(process, of)
         if dry_run:
             report = _planned(chosen, output, **options)
         else:
-            report = _averaged(chosen, output, quiet=as_json, **options)
+            report = _averaged(
+                chosen, output, quiet=as_json, process=share, **options
+            )
         typer.echo(to_json(report) if as_json else str(report))
         if dry_run and not as_json:
             typer.echo("dry run: nothing was written")
@@ -142,8 +156,8 @@ def _averaged(
 def _planned(
     paths: Sequence[Path], output: Path, *, overwrite: bool, **options: Any
 ) -> "AverageReport":
-    from keras_wavg.files.average import planned, planned_report
     from keras_wavg.files.paths import refuse_output
+    from keras_wavg.files.planning import planned, planned_report
 
     refuse_output(output, overwrite=overwrite, paths=paths)
     with planned(paths, **options) as plan:
@@ -194,6 +208,14 @@ def _weights(text: str, count: int) -> list[float]:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"--weights {text}: {error}") from error
+
+
+def _share(process: int | None, of: int | None) -> tuple[int, int] | None:
+    if process is None and of is None:
+        return None
+    if process is None or of is None or process >= of:
+        raise typer.BadParameter("--process K --of N, with K less than N")
+    return process, of
 
 
 def _steps(text: str) -> list[int]:

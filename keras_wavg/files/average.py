@@ -1,42 +1,16 @@
 """The mean of saved weights, streamed from file to file."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy
-
-from keras_wavg import arguments, atomic
 from keras_wavg.arguments import Include
-from keras_wavg.files.average_report import AverageReport, SourceReport
-from keras_wavg.files.checksum import checksum, digest, require_whole
-from keras_wavg.files.factors import factors
-from keras_wavg.files.file_plan import FilePlan, make_plan
-from keras_wavg.files.opener import Opener
-from keras_wavg.files.orbax.conversion import (
-    config,
-    is_converted,
-    without_config,
-    write_file,
-)
-from keras_wavg.files.orbax.reading import OrbaxCheckpoint
-from keras_wavg.files.outputs import Written, opened
-from keras_wavg.files.paths import (
-    Paths,
-    archive_like,
-    checked,
-    refuse_output,
-    step_of,
-)
-from keras_wavg.files.streaming import (
-    Block,
-    Progress,
-    for_each,
-    in_parallel,
-)
-from keras_wavg.files.summing import Summing
+from keras_wavg.files.average_report import AverageReport
+from keras_wavg.files.execution import execute
+from keras_wavg.files.paths import Paths, checked, refuse_output
+from keras_wavg.files.planning import planned
+from keras_wavg.files.sharing import execute_share
+from keras_wavg.files.streaming import Progress, Share
 
 
 def average_checkpoints(
@@ -51,6 +25,7 @@ def average_checkpoints(
     overwrite: bool = False,
     optimizer: str = "drop",
     progress: Progress | None = None,
+    process: Share | None = None,
 ) -> AverageReport:
     """Average saved weights into a new file.
 
@@ -88,6 +63,11 @@ def average_checkpoints(
             last file. It is never averaged. Defaults to `"drop"`.
         progress: Function that is called with the bytes that have been read
             and those there are, now and then, or `None`.
+        process: Tuple of two integers, for folders of Orbax that several
+            processes average together: the number of this process, from 0 on,
+            and how many there are, such as `(jax.process_index(),
+            jax.process_count())`. Each does a share, whenever it runs; the last
+            one to end writes the output. Defaults to `None`, one for all.
 
     Example:
 
@@ -128,191 +108,19 @@ def average_checkpoints(
         include=include,
         optimizer=optimizer,
     ) as plan:
-        return execute(
-            plan, target, strict=strict, overwrite=overwrite, progress=progress
-        )
-
-
-def execute(
-    plan: FilePlan,
-    output: Path,
-    *,
-    strict: bool = True,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    made_of: Sequence[SourceReport] | None = None,
-) -> AverageReport:
-    """Do what was planned, and write the output, whole or not at all.
-
-    Args:
-        plan: A `FilePlan`.
-        output: `pathlib.Path` of the file to write.
-        strict: See `average_checkpoints`.
-        overwrite: See `average_checkpoints`.
-        progress: See `average_checkpoints`.
-        made_of: Sequence of `SourceReport`s of what the checkpoints were made
-            of themselves, to be named in their place, or `None`.
-
-    Returns:
-        An `AverageReport`.
-
-    Raises:
-        See `average_checkpoints`.
-    """
-    if is_converted(plan, output):
-        return _converted(
-            plan, output, strict=strict, overwrite=overwrite, progress=progress
-        )
-    with opened(plan, output, overwrite=overwrite) as made:
-        summing = Summing(plan, made, strict=strict)
-        for_each(summing.work, summing.arrays, _of_all(plan, progress))
-        _carry(plan, made)
-        for checkpoint in plan.checkpoints:
-            checkpoint.check_unchanged()
-        report = _report(plan, summing, output, made_of)
-        made.finish(report.provenance())
-    return report
-
-
-def _converted(
-    plan: FilePlan,
-    output: Path,
-    *,
-    strict: bool,
-    overwrite: bool,
-    progress: Progress | None,
-) -> AverageReport:
-    """The average of folders of Orbax, as a file."""
-    with atomic.folder_beside(output) as folder:
-        step = folder / "0"
-        mean = execute(plan, step, strict=strict, progress=progress)
-        file = write_file(step, config(plan), folder / output.name)
-        with planned([file]) as converted:
+        if process is None:
             return execute(
-                converted, output, overwrite=overwrite, made_of=mean.sources
+                plan,
+                target,
+                strict=strict,
+                overwrite=overwrite,
+                progress=progress,
             )
-
-
-def _of_all(plan: FilePlan, progress: Progress | None) -> Progress | None:
-    """The progress in bytes of all checkpoints, given that in those of one."""
-    count = len(plan.checkpoints)
-    if progress is None:
-        return None
-    return lambda done, total: progress(count * done, count * total)
-
-
-@contextlib.contextmanager
-def planned(
-    paths: Paths,
-    *,
-    weights: Sequence[float] | None = None,
-    normalize: bool = True,
-    strict: bool = True,
-    include: Include = None,
-    optimizer: str = "drop",
-) -> Iterator[FilePlan]:
-    """Context in which checkpoints are open, and it is decided what to do.
-
-    Args: See `average_checkpoints`.
-
-    Yields:
-        A `FilePlan`.
-
-    Raises:
-        ValueError: If there is nothing that can be done.
-    """
-    given, weights, config_of = without_config(checked(paths), weights)
-    numbers = factors(weights, len(given), normalize=normalize)
-    if optimizer not in {"drop", "last"}:
-        raise ValueError(
-            "`optimizer` must be 'drop' or 'last'. Received: "
-            f"optimizer={optimizer!r}"
-        )
-    with contextlib.ExitStack() as stack:
-        opener = Opener()
-        checkpoints = [stack.enter_context(opener.open(p)) for p in given]
-        plan = make_plan(
-            checkpoints,
-            numbers,
+        return execute_share(
+            plan,
+            target,
+            process,
             strict=strict,
-            optimizer=optimizer,
-            include=arguments.include(include),
+            overwrite=overwrite,
+            progress=progress,
         )
-        yield replace(plan, config_of=config_of)
-
-
-def planned_report(
-    plan: FilePlan, output: Path, *, overwrite: bool = False
-) -> AverageReport:
-    """What the report will be, without checksums."""
-    archive_like(plan, output)
-    if is_converted(plan, output):
-        config(plan)
-    elif isinstance(plan.last, OrbaxCheckpoint):
-        step_of(plan, output, overwrite=overwrite)
-    compared = dict.fromkeys(plan.compared, "if the same in all")
-    sources = _source_reports(plan, [""] * len(plan.checkpoints))
-    return _described(plan, output, compared, sources, "")
-
-
-def _carry(plan: FilePlan, output: Written) -> None:
-    last = plan.last
-    carried = {p: last.arrays[p] for p in plan.copied if p not in last.weights}
-
-    def copy(block: Block) -> None:
-        data = numpy.empty(block.nbytes, "uint8")
-        last.read_into(data.data, block)
-        output.write(data.data, block)
-
-    for_each(copy, carried)
-
-
-def _report(
-    plan: FilePlan,
-    summing: Summing,
-    output: Path,
-    made_of: Sequence[SourceReport] | None,
-) -> AverageReport:
-    compared = dict.fromkeys(plan.compared, "the same in all")
-    compared |= dict.fromkeys(summing.differing, "integers that differ")
-    sources = _source_reports(plan, _checksums(plan, summing))
-    own = digest(summing.arrays, summing.output_sums)
-    return _described(plan, output, compared, made_of or sources, own)
-
-
-def _described(
-    plan: FilePlan,
-    output: Path,
-    compared: Mapping[str, str],
-    sources: Sequence[SourceReport],
-    checksum: str,
-) -> AverageReport:
-    return AverageReport(
-        output=output,
-        sources=tuple(sources),
-        averaged=tuple(sorted(plan.averaged)),
-        copied={**compared, **plan.copied},
-        dropped=dict(plan.dropped),
-        notes=tuple(plan.notes),
-        checksum=checksum,
-    )
-
-
-def _checksums(plan: FilePlan, summing: Summing) -> list[str]:
-    if not plan.all_match:
-        # Not all of a file has been read.
-        return [checksum(checkpoint) for checkpoint in plan.checkpoints]
-    arrays, sums = summing.arrays, summing.source_sums
-    in_parallel(
-        lambda pair: require_whole(pair[0], arrays, pair[1]),
-        zip(plan.checkpoints, sums, strict=True),
-    )
-    return [digest(arrays, one) for one in sums]
-
-
-def _source_reports(
-    plan: FilePlan, checksums: Sequence[str]
-) -> list[SourceReport]:
-    paths = [checkpoint.path for checkpoint in plan.checkpoints]
-    rows = zip(paths, plan.factors.coefficients, checksums, strict=True)
-    return [SourceReport(*row) for row in rows]

@@ -68,10 +68,11 @@ def _require_free_root(output: Path) -> None:
             "or be a folder, which has none of these endings. Received: "
             f"output={str(output)!r}, which looks like {kind.name}"
         )
-    is_ours = is_orbax(output) or (
-        output.is_dir() and not any(output.iterdir())
+    # Another process may have begun to write.
+    is_empty = output.is_dir() and all(
+        path.name.startswith(atomic.PREFIX) for path in output.iterdir()
     )
-    if output.exists() and not is_ours:
+    if output.exists() and not is_empty and not is_orbax(output):
         raise FileExistsError(
             "`output` must be a new folder, or one of Orbax. Received: "
             f"output={str(output)!r}"

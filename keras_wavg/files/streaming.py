@@ -34,6 +34,12 @@ Box = tuple[slice, ...]
 """Which part of an array it is, along each axis."""
 
 
+Share = tuple[int, int]
+"""The number of this process, from 0 on, and how many share the blocks."""
+
+WHOLE: Share = (0, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Some numbers of an array: neighbouring ones, or those of a chunk.
@@ -83,6 +89,7 @@ def for_each(
     work: Callable[[Block], None],
     arrays: Mapping[str, Array],
     progress: Progress | None = None,
+    share: Share = WHOLE,
 ) -> None:
     """Do some work for each block of arrays.
 
@@ -90,18 +97,20 @@ def for_each(
         work: Function of a `Block`, to be called by several threads.
         arrays: Dict from paths to `Array`s.
         progress: See `Progress`. It is called by this thread.
+        share: See `Share`. Defaults to all.
 
     Raises:
         OSError: If no thread can be started.
     """
-    done, total = 0, sum(array.nbytes for array in arrays.values())
+    done = 0
+    total = sum(array.nbytes for array in arrays.values()) // share[1]
 
     def work_on(batch: list[Block]) -> int:
         for block in batch:
             work(block)
         return sum(block.nbytes for block in batch)
 
-    for nbytes in _results(work_on, _batches(arrays)):
+    for nbytes in _results(work_on, _batches(arrays, share)):
         done += nbytes
         if progress is not None:
             progress(done, total)
@@ -148,11 +157,16 @@ def _submitted(
         raise OSError(errno.EAGAIN, "No thread can be started") from error
 
 
-def _batches(arrays: Mapping[str, Array]) -> Iterator[list[Block]]:
+def _batches(
+    arrays: Mapping[str, Array], share: Share
+) -> Iterator[list[Block]]:
     """Blocks, as many at a time that handing them out takes no time."""
     batch: list[Block] = []
     size = 0
+    number, count = share
     for block in blocks(arrays):
+        if block.index % count != number:
+            continue
         batch.append(block)
         size += block.nbytes
         if size >= _BATCH_BYTES:

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from keras_wavg.files.average import planned
 from keras_wavg.files.checkpoint import SUFFIXES
 from keras_wavg.files.paths import Paths, archive_like, checked, refuse_output
+from keras_wavg.files.planning import planned
 from keras_wavg.soup.soup_report import SoupReport, Trial
 from keras_wavg.soup.tasting import Tasting, load_weights
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg import arguments
-from keras_wavg.files.average import average_checkpoints, execute, planned
+from keras_wavg.files.average import average_checkpoints
 from keras_wavg.files.average_report import AverageReport
 from keras_wavg.files.checkpoint import suffix_of
+from keras_wavg.files.execution import execute
 from keras_wavg.files.orbax.steps import is_orbax
+from keras_wavg.files.planning import planned
 
 
 class Tasting:

@@ -279,8 +279,8 @@ def not_committed(step):
     ("damage", "says"),
     [
         (missing_chunk, "chunks"),
-        (truncated_chunk, "cannot be read"),
-        (missing_array, "cannot be read"),
+        (truncated_chunk, "tensorstore: "),
+        (missing_array, "tensorstore: "),
         (bad_json, "not JSON"),
         (no_tree, "no _METADATA"),
         (a_list, "not a dictionary"),
@@ -305,7 +305,7 @@ def test_a_truncated_file_of_chunks_is_refused(tmp_path):
     paths = orbax_files.write_each(tmp_path / "run", arrays(0), arrays(1))
     for file in (paths[0] / "pytree" / "d").iterdir():
         file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="tensorstore: "):
         average_checkpoints(paths, tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
 
@@ -457,3 +457,65 @@ def test_without_tensorstore_the_error_says_what_to_install(
     done = CliRunner().invoke(app, ["inspect", str(path)])
     assert done.exit_code == 3
     assert "tensorstore" in done.output
+
+
+def files_in(folder):
+    """The bytes of each file of numbers."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "_CHECKPOINT_METADATA"
+    }
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_processes_write_what_one_alone_writes(tmp_path, count):
+    given = [arrays(k) | {ITERATION: numpy.int32(k)} for k in range(3)]
+    paths = orbax_files.write_each(
+        tmp_path / "run", *given, chunks={KERNEL: (2, 5)}
+    )
+    whole = average_checkpoints(paths, tmp_path / "one", optimizer="last")
+    for number in reversed(range(count)):
+        assert not (tmp_path / "many" / "2").exists()
+        report = average_checkpoints(
+            paths,
+            tmp_path / "many",
+            optimizer="last",
+            process=(number, count),
+        )
+        assert bool(report.checksum) == (number == 0)
+    assert report.checksum == whole.checksum
+    assert report.sources == whole.sources
+    assert names_in(tmp_path / "many") == ["2"]
+    assert files_in(tmp_path / "many" / "2") == files_in(tmp_path / "one" / "2")
+
+
+def test_a_share_that_is_done_again_completes_the_average(tmp_path):
+    paths = orbax_files.write_each(tmp_path / "run", arrays(0), arrays(1))
+    average_checkpoints(paths, tmp_path / "mean", process=(0, 2))
+    # What is not whole is no checkpoint, and other inputs are another run.
+    with pytest.raises(ValueError, match=r"mean"):
+        inspect_checkpoint(tmp_path / "mean")
+    average_checkpoints(paths[:1], tmp_path / "mean", process=(1, 2))
+    assert not (tmp_path / "mean" / "0").exists()
+    average_checkpoints(paths, tmp_path / "mean", process=(0, 2))
+    average_checkpoints(paths, tmp_path / "mean", process=(1, 2))
+    got = orbax_files.read(tmp_path / "mean" / "1")
+    assert same(got[KERNEL], mean([arrays(0), arrays(1)], KERNEL))
+    with pytest.raises(FileExistsError):
+        average_checkpoints(paths, tmp_path / "mean", process=(1, 2))
+
+
+@pytest.mark.parametrize("process", [(2, 2), (-1, 2), 3, (0.5, 2), (0, 0)])
+def test_a_share_must_be_one_of_those_there_are(tmp_path, process):
+    paths = orbax_files.write_each(tmp_path / "run", arrays(0))
+    with pytest.raises(ValueError, match="`process"):
+        average_checkpoints(paths, tmp_path / "mean", process=process)
+
+
+def test_files_are_not_shared(tmp_path):
+    file = weights_files.write(
+        tmp_path / "a.weights.h5", {"layers/dense/vars/0": numpy.ones(3)}
+    )
+    with pytest.raises(ValueError, match="folders of Orbax in another"):
+        average_checkpoints([file], tmp_path / "b.weights.h5", process=(0, 2))

@@ -59,7 +59,9 @@ def functional():
 def by_path(model):
     # A Sequential that `fit` has built has its name in its paths.
     return {
-        weight.path.removeprefix(f"{model.name}/"): keras.ops.convert_to_numpy(weight.value)
+        weight.path.removeprefix(f"{model.name}/"): keras.ops.convert_to_numpy(
+            weight.value
+        )
         for weight in model.weights
         if "seed_generator" not in weight.path
     }

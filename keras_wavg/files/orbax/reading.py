@@ -43,6 +43,11 @@ class OrbaxCheckpoint(Checkpoint):
     kept: Mapping[str, str] = field(kw_only=True)
 
     @property
+    def identity(self) -> list[tuple[str, int, int]]:
+        """Names, sizes and times of its files, wherever the folder is."""
+        return sorted(self.identities)
+
+    @property
     def attributes(self) -> Mapping[str, str]:
         """See `Checkpoint`."""
         return self.kept
@@ -173,5 +178,6 @@ def _identities(folder: Path) -> _Identities:
     for path in folder.rglob("*"):
         status = path.stat()
         if not stat.S_ISDIR(status.st_mode):
-            found.add((str(path), status.st_size, status.st_mtime_ns))
+            name = path.relative_to(folder).as_posix()
+            found.add((name, status.st_size, status.st_mtime_ns))
     return frozenset(found)

@@ -106,7 +106,7 @@ class Store:
             "store_data_equal_to_fill_value": True,
         }
         with self._refusing(name):
-            return self._opened(spec, create=True)
+            return self._opened(spec, create=True, open=True)
 
     def read(self, name: str, metadata: Mapping[str, Any], box: Any) -> Any:
         """The numbers of a part of an array."""
@@ -146,6 +146,4 @@ class Store:
         try:
             yield
         except _ERRORS as error:
-            self._refuse(
-                f"its arrays cannot be read ({brief(str(error))})", name
-            )
+            self._refuse(f"tensorstore: {brief(str(error))}", name)

@@ -10,9 +10,10 @@ from typing import Any, NoReturn, Self
 
 from keras_wavg.files.checkpoint import PROVENANCE
 from keras_wavg.files.orbax.layout import TREE, keys_of
-from keras_wavg.files.orbax.reading import OrbaxCheckpoint, refuse
+from keras_wavg.files.orbax.reading import OrbaxCheckpoint
 from keras_wavg.files.orbax.steps import METADATA, PYTREE
 from keras_wavg.files.orbax.store import Store
+from keras_wavg.files.source import brief, printable
 from keras_wavg.files.streaming import Block
 
 _SHARDINGS = "_sharding"
@@ -109,7 +110,10 @@ class OrbaxOutput:
                 shutil.copyfile(file, new / file.name)
 
     def _refuse(self, why: str, at: str) -> NoReturn:
-        refuse(self._path, why, at)
+        raise OSError(
+            "The output must be written to its end. Received: "
+            f"{printable(str(self._path))}, at {brief(at)}: {why}"
+        )
 
 
 def _write_json(path: Path, content: Any) -> None:
