@@ -39,10 +39,12 @@ from keras_wavg import (  # noqa: E402
     AverageEvaluator,
     Lookahead,
     PowerEMA,
+    average_checkpoints,
     update_bn,
 )
 
 BATCH, STEPS = 16, 6
+MEAN_OF = 0, 1
 X, Y = (
     numpy.resize(array, (BATCH * STEPS, array.shape[1]))
     for array in models.data(BATCH * STEPS // 4)
@@ -198,7 +200,9 @@ def train(layout, folder):
     """A training with each average, its checkpoint, and how it goes on."""
     run = Run(layout)
     orbax = keras.callbacks.OrbaxCheckpoint(
-        folder / "orbax", save_on_background=layout == "data"
+        folder / "orbax",
+        max_to_keep=None,
+        save_on_background=layout == "data",
     )
     evaluator = AverageEvaluator(
         run.x, run.y, averages=[run.averages["ema"]], batch_size=run.size
@@ -206,6 +210,13 @@ def train(layout, folder):
     averages = run.averages.values()
     history = run.fit(run.model, *averages, evaluator, orbax).history
     orbax.wait_until_finished()
+    # Each process averages its share, without a word to the others.
+    average_checkpoints(
+        [folder / "orbax"],
+        folder / "mean",
+        steps=MEAN_OF,
+        process=(RANK, COUNT),
+    )
     if layout == "data" and RANK == COUNT - 1:
         # One process alone: the others are not waited for. `model.save_weights`
         # of Keras waits for them, where it makes an optimizer to look at.

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import keras
 import numpy
+import orbax_files
 import processes
 import pytest
 import reference
 import weights_files
+
+from keras_wavg import average_checkpoints
 
 backend = keras.config.backend()
 on_jax = pytest.mark.skipif(backend != "jax", reason="how JAX distributes")
@@ -78,6 +81,31 @@ def test_checkpoints_of_several_processes_are_gone_on_from(together, alone):
         assert found["plain"]
         assert found["loaded"]
         assert found["goes_on"]
+
+
+@on_jax
+def test_processes_average_their_checkpoints_together(together, tmp_path):
+    root, (step,) = (
+        together.folder / "orbax",
+        (together.folder / "mean").iterdir(),
+    )
+    got = orbax_files.read(step)
+    found = [orbax_files.read(root / name) for name in ("0", "1")]
+    assert len(got) > 6
+    for path, array in got.items():
+        total = sum(each[path].astype("float64") for each in found)
+        expected = (total / 2).astype(array.dtype)
+        assert array.tobytes() == expected.tobytes(), path
+    average_checkpoints([root], tmp_path / "mean", steps=[0, 1])
+    one, many = (
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.glob("pytree/**/c/**/*")
+            if path.is_file()
+        }
+        for folder in (tmp_path / "mean" / "1", step)
+    )
+    assert one == many
 
 
 @on_jax
