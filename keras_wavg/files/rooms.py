@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import numpy
@@ -10,7 +11,7 @@ import numpy
 from keras_wavg.files.floats import Numbers
 from keras_wavg.files.streaming import Block
 
-_LARGE = 16 << 20
+_LARGE, _MOST_LARGE = 16 << 20, 2
 
 
 class Room:
@@ -33,22 +34,26 @@ class Room:
 
 
 class Rooms:
-    """A `Room` for each thread, and one for large blocks.
+    """A `Room` for each thread, and two for large blocks.
 
-    Large blocks are worked on one at a time.
+    So no more than two large blocks are worked on at a time.
     """
 
     def __init__(self) -> None:
         self._own = threading.local()
-        self._large = Room()
-        self._is_free = threading.Lock()
+        self._large: SimpleQueue[Room] = SimpleQueue()
+        for _ in range(_MOST_LARGE):
+            self._large.put(Room())
 
     @contextlib.contextmanager
     def of(self, block: Block) -> Iterator[Room]:
         """Context with the room for a block."""
         if block.nbytes > _LARGE:
-            with self._is_free:
-                yield self._large
+            room = self._large.get()
+            try:
+                yield room
+            finally:
+                self._large.put(room)
             return
         if not hasattr(self._own, "room"):
             self._own.room = Room()

@@ -16,6 +16,7 @@ big: the memory of a process counts what it was started from.
 """
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -146,7 +147,10 @@ def measure(command: Command, output: Path) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    output.unlink()
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink()
     return seconds, usage.ru_maxrss * 1024 / 1e6
 
 

@@ -54,13 +54,14 @@ class OrbaxCheckpoint(Checkpoint):
 
     def read_into(self, view: memoryview, block: Block) -> None:
         """See `Checkpoint`."""
-        found = self.read(block.path, block.box)
-        view[:] = found.reshape(-1).view("uint8").data
+        name = self.contents.entries[block.path].name
+        metadata = self.contents.metadata[block.path]
+        self.store.read_into(view, name, metadata, block.box)
 
-    def read(self, path: str, box: Any = ...) -> Any:
-        """An array, or a part of it."""
+    def read(self, path: str) -> Any:
+        """The whole of an array."""
         name = self.contents.entries[path].name
-        return self.store.read(name, self.contents.metadata[path], box)
+        return self.store.read(name, self.contents.metadata[path])
 
     def refuse(self, why: str, at: str) -> NoReturn:
         """See `Checkpoint`."""

@@ -108,11 +108,23 @@ class Store:
         with self._refusing(name):
             return self._opened(spec, create=True, open=True)
 
-    def read(self, name: str, metadata: Mapping[str, Any], box: Any) -> Any:
-        """The numbers of a part of an array."""
+    def read(self, name: str, metadata: Mapping[str, Any]) -> Any:
+        """The numbers of an array."""
         array = self.open(name, metadata)
         with self._refusing(name):
-            return numpy.asarray(array[box].read().result(), order="C")
+            return array.read().result()
+
+    def read_into(
+        self, view: memoryview, name: str, metadata: Mapping[str, Any], box: Box
+    ) -> None:
+        """Fill a view with the numbers of a part of an array."""
+        part = self.open(name, metadata)[box]
+        values = numpy.frombuffer(view, part.dtype.numpy_dtype)
+        with self._refusing(name):
+            target = self._tensorstore.array(
+                values.reshape(part.shape), write=True, copy=False
+            )
+            target.write(part).result()
 
     def write(
         self, data: memoryview, name: str, metadata: Mapping[str, Any], box: Box
@@ -121,7 +133,11 @@ class Store:
         part = self.open(name, metadata)[box]
         values = numpy.frombuffer(data, part.dtype.numpy_dtype)
         with self._refusing(name):
-            part.write(values.reshape(part.shape)).result()
+            # It is waited for, so the buffer stays as it is until then.
+            part.write(
+                values.reshape(part.shape),
+                can_reference_source_data_indefinitely=True,
+            ).result()
 
     def _spec(self, name: str) -> dict[str, Any]:
         kvstore = {**self._base, "path": f"{self._path}{name}/"}
