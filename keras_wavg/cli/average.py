@@ -8,6 +8,7 @@ import typer
 
 from keras_wavg.cli.terminal import (
     Json,
+    place,
     progress_bar,
     readable_errors,
     to_json,
@@ -22,6 +23,7 @@ def average(
     paths: Annotated[
         list[Path],
         typer.Argument(
+            parser=place,
             help="Checkpoints, the oldest first, or one folder of them: files, "
             "or folders of Orbax.",
             metavar="FILES|FOLDER",
@@ -32,6 +34,7 @@ def average(
         typer.Option(
             "--output",
             "-o",
+            parser=place,
             help="The file to write: .weights.h5, .weights.json or .keras. Of "
             "folders of Orbax, it may be a folder.",
         ),

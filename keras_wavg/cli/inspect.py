@@ -8,6 +8,7 @@ import typer
 from keras_wavg.cli.terminal import (
     DIFFERENT,
     Json,
+    place,
     progress_bar,
     readable_errors,
     to_json,
@@ -16,7 +17,10 @@ from keras_wavg.cli.terminal import (
 
 def inspect(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.")],
+    path: Annotated[
+        Path,
+        typer.Argument(parser=place, metavar="FILE", help="A checkpoint."),
+    ],
     as_json: Json = False,
 ) -> None:
     """Show what is in a checkpoint."""
@@ -30,8 +34,12 @@ def inspect(
 
 def diff(
     context: typer.Context,
-    one: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
-    two: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    one: Annotated[
+        Path, typer.Argument(parser=place, metavar="A", help="A checkpoint.")
+    ],
+    two: Annotated[
+        Path, typer.Argument(parser=place, metavar="B", help="Another.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Compare the weights of two checkpoints."""

@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from keras_wavg.cli.terminal import FAILED, Json, readable_errors, to_json
+from keras_wavg.cli.terminal import (
+    FAILED,
+    Json,
+    place,
+    readable_errors,
+    to_json,
+)
 
 
 def synthesize(
@@ -14,13 +20,18 @@ def synthesize(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Snapshots, or one folder of them.", metavar="FILES|FOLDER"
+            parser=place,
+            help="Snapshots, or one folder of them.",
+            metavar="FILES|FOLDER",
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="The file to write; for a sweep, a folder."
+            "--output",
+            "-o",
+            parser=place,
+            help="The file to write; for a sweep, a folder.",
         ),
     ],
     sigma_rel: Annotated[

@@ -5,17 +5,28 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keras_wavg.cli.wording import as_typed
+from keras_wavg.files.remote import located
 
 if TYPE_CHECKING:
     from keras_wavg.files.streaming import Progress
 
 DIFFERENT, FAILED = 1, 3
 """Exit codes; 2 is typer's, for wrong usage, 3 for all else that is refused."""
+
+
+def place(text: str) -> Path:
+    """A path, or a URL, as it is typed."""
+    try:
+        return located(text)
+    except ImportError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from keras_wavg.arguments import Include
 from keras_wavg.files.average_report import AverageReport
 from keras_wavg.files.execution import execute
 from keras_wavg.files.paths import Paths, checked, refuse_output
 from keras_wavg.files.planning import planned
+from keras_wavg.files.remote import located
 from keras_wavg.files.sharing import execute_share
 from keras_wavg.files.streaming import Progress, Share
 
@@ -97,7 +97,7 @@ def average_checkpoints(
         OSError: If a file cannot be read or written.
         ImportError: If `tensorstore` is missing for a folder of Orbax.
     """
-    target = Path(output)
+    target = located(output)
     given = checked(paths, steps)
     refuse_output(target, overwrite=overwrite, paths=given)
     with planned(

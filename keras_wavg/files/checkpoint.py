@@ -3,9 +3,8 @@
 import abc
 import functools
 import importlib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,16 +68,23 @@ class Checkpoint(abc.ABC):
         path: `pathlib.Path` by which it was opened.
         contents: A `Contents`.
         sources: Sequence of the `Source`s of its HDF5 files.
+        origin: The remote path of which `path` is a copy, or `None`.
     """
 
     path: Path
     contents: Contents
     sources: Sequence[Source] = ()
+    origin: Path | None = field(default=None, kw_only=True)
+
+    @property
+    def given(self) -> Path:
+        """The path that it is known by."""
+        return self.origin or self.path
 
     @property
     def name(self) -> str:
         """The path, without anything that a terminal would obey."""
-        return printable(str(self.path))
+        return printable(str(self.given))
 
     @property
     def groups(self) -> Mapping[str, Attributes]:
@@ -151,7 +157,7 @@ def suffix_of(path: Path, name: str) -> str:
             return suffix
     raise ValueError(
         f"`{name}` must end in '.weights.h5', '.weights.json' or '.keras'. "
-        f"Received: {name}={os.fspath(path)!r}"
+        f"Received: {name}={str(path)!r}"
     )
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy
 
-from keras_wavg import atomic
 from keras_wavg.files.average_report import AverageReport, SourceReport
 from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.orbax.conversion import config, is_converted, write_file
 from keras_wavg.files.outputs import Written, opened
 from keras_wavg.files.planning import planned
+from keras_wavg.files.remote import folder_for
 from keras_wavg.files.reports import report_of
 from keras_wavg.files.streaming import (
     WHOLE,
@@ -69,7 +69,7 @@ def _converted(
     progress: Progress | None,
 ) -> AverageReport:
     """The average of folders of Orbax, as a file."""
-    with atomic.folder_beside(output) as folder:
+    with folder_for(output) as folder:
         step = folder / "0"
         mean = execute(plan, step, strict=strict, progress=progress)
         file = write_file(step, config(plan), folder / output.name)

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_wavg.files.remote import is_remote, located
+
 _SAVE = "`model.save_weights('a.weights.h5')`"
 
 
@@ -63,7 +65,7 @@ _NUMPY = Kind(
 )
 _REMOTE = Kind(
     "not on this machine",
-    "copy it here first, by `gsutil cp`, `aws s3 cp` or `fsspec`",
+    "pass its URL as a string, which `pathlib.Path` would change",
 )
 
 _BY_NAME = (
@@ -94,11 +96,13 @@ def kind_of(path: str | os.PathLike[str]) -> Kind | None:
     Args:
         path: The path, or a URL.
     """
-    found = Path(path)
+    found = located(path)
+    if is_remote(found):
+        return kind_named(found.name)
     if found.is_dir():
         named = (kind for n, kind in _IN_FOLDER if any(found.glob(n)))
         return next(named, None)
-    return _by_beginning(found) or kind_named(os.fspath(path))
+    return _by_beginning(found) or kind_named(str(path))
 
 
 def kind_named(text: str) -> Kind | None:

@@ -60,6 +60,8 @@ class HDF5Checkpoint(Checkpoint):
 
     def is_at(self, path: Path) -> bool:
         """See `Checkpoint`."""
+        if self.origin is not None:
+            return str(self.origin) == str(path)
         files = [self.path, *(source.path for source in self.sources)]
         return path.exists() and any(path.samefile(file) for file in files)
 

@@ -120,7 +120,7 @@ def inspect_checkpoint(
         own = checksum(checkpoint, progress)
         kept = _provenance(checkpoint)
         return Inspection(
-            checkpoint.path,
+            checkpoint.given,
             dict(checkpoint.arrays),
             {p: checkpoint.contents.part_of(p) for p in checkpoint.arrays},
             kept,

@@ -4,13 +4,16 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from keras_wavg.files.checkpoint import SUFFIXES, Checkpoint
 from keras_wavg.files.foreign import kind_of
 from keras_wavg.files.hdf5_checkpoint import HDF5Opener
 from keras_wavg.files.orbax.reading import OrbaxOpener
-from keras_wavg.files.orbax.steps import is_orbax, steps_in
+from keras_wavg.files.orbax.steps import is_orbax, step_folder, steps_in
+from keras_wavg.files.orbax.store import base_of
+from keras_wavg.files.remote import is_remote, local_copy, located
 
 _SHARD = re.compile(r"(?P<base>.*)_\d{5}\.weights\.h5")
 
@@ -50,16 +53,24 @@ class Opener:
             ValueError: If it is not as Keras writes it.
             OSError: If it cannot be opened.
         """
+        place = located(path)
         with contextlib.ExitStack() as stack:
             try:
-                checkpoint = self._opened(Path(path), stack)
+                checkpoint = self._opened(place, stack)
             except (ValueError, FileNotFoundError) as error:
-                if kind := kind_of(path):
+                if kind := kind_of(place):
                     raise ValueError(f"{error} {kind}.") from error
                 raise
             yield checkpoint
 
     def _opened(self, path: Path, stack: contextlib.ExitStack) -> Checkpoint:
         if is_orbax(path):
-            return self._orbax.open(path)
-        return self._hdf5.open(path, stack)
+            if not is_remote(path) or base_of(path):
+                return self._orbax.open(path)
+            step = step_folder(path)
+            copy = stack.enter_context(local_copy(step))
+            return replace(self._orbax.open(copy), origin=step)
+        if not is_remote(path):
+            return self._hdf5.open(path, stack)
+        copy = stack.enter_context(local_copy(path))
+        return replace(self._hdf5.open(copy, stack), origin=path)

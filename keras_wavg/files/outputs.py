@@ -10,6 +10,7 @@ from keras_wavg.files.orbax.reading import OrbaxCheckpoint
 from keras_wavg.files.orbax.writing import OrbaxOutput
 from keras_wavg.files.output import Output
 from keras_wavg.files.paths import archive_like, refuse_output, step_of
+from keras_wavg.files.remote import is_remote, replacing
 
 Written = Output | OrbaxOutput
 
@@ -40,13 +41,13 @@ def opened(
         step = step_of(plan, output, overwrite=overwrite)
         with (
             _folder(step.parent),
-            atomic.replacing(step, overwrite=overwrite) as written,
+            replacing(step, overwrite=overwrite) as written,
             OrbaxOutput(written, plan.last, plan.arrays) as folder,
         ):
             yield folder
         return
     with (
-        atomic.replacing(output, overwrite=overwrite) as written,
+        replacing(output, overwrite=overwrite) as written,
         Output(written, plan.structure, like, _shard_size(plan)) as file,
     ):
         for name in file.names:
@@ -61,8 +62,9 @@ def opened(
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """A folder, that is made if it is missing, and removed after an error."""
-    is_new = not path.exists()
-    path.mkdir(exist_ok=True)
+    is_new = not is_remote(path) and not path.exists()
+    if is_new:
+        path.mkdir(exist_ok=True)
     try:
         yield
     except BaseException:

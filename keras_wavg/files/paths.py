@@ -12,6 +12,7 @@ from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.foreign import kind_named
 from keras_wavg.files.orbax.reading import OrbaxCheckpoint
 from keras_wavg.files.orbax.steps import all_steps, is_orbax
+from keras_wavg.files.remote import is_remote, located
 from keras_wavg.files.shards import shards_beside
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -27,13 +28,14 @@ def refuse_output(output: Path, *, overwrite: bool, paths: Paths = ()) -> None:
             may be one.
     """
     is_folder = not output.name.endswith(SUFFIXES) and any(
-        is_orbax(Path(path)) for path in paths
+        is_orbax(located(path)) for path in paths
     )
     if is_folder:
         _require_free_root(output)
     else:
         suffix_of(output, "output")
-    if not output.parent.is_dir():
+    # Where objects are stored, there are no folders.
+    if not is_remote(output) and not output.parent.is_dir():
         raise FileNotFoundError(
             "The folder of `output` must exist. Received: "
             f"output={str(output)!r}"
@@ -94,7 +96,7 @@ def checked(paths: Paths, steps: Sequence[int] | None = None) -> list[Path]:
             f"paths={paths!r}. See `keras_wavg.select_checkpoints` for those "
             "in a folder."
         )
-    given = [Path(path) for path in paths]
+    given = [located(path) for path in paths]
     if not given:
         raise ValueError(
             "`paths` must have at least one checkpoint. Received: none"
@@ -128,7 +130,8 @@ def archive_like(plan: FilePlan, output: Path) -> Path | None:
 def _refuse_input(plan: FilePlan, output: Path) -> None:
     """Refuse an output that would replace a checkpoint, as a shard may."""
     target = atomic.target_of(output)
-    for path in (target, *shards_beside(target)):
+    beside = [] if is_remote(output) else shards_beside(target)
+    for path in (target, *beside):
         if any(checkpoint.is_at(path) for checkpoint in plan.checkpoints):
             raise ValueError(
                 "`output` must not be one of the checkpoints that are "

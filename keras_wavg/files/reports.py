@@ -67,6 +67,6 @@ def source_reports(
     plan: FilePlan, checksums: Sequence[str]
 ) -> list[SourceReport]:
     """The reports of the checkpoints of a plan, given their checksums."""
-    paths = [checkpoint.path for checkpoint in plan.checkpoints]
+    paths = [checkpoint.given for checkpoint in plan.checkpoints]
     rows = zip(paths, plan.factors.coefficients, checksums, strict=True)
     return [SourceReport(*row) for row in rows]

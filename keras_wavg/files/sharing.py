@@ -21,6 +21,7 @@ from keras_wavg.files.orbax.conversion import is_converted
 from keras_wavg.files.orbax.reading import OrbaxCheckpoint
 from keras_wavg.files.orbax.writing import OrbaxOutput
 from keras_wavg.files.paths import archive_like, step_of
+from keras_wavg.files.remote import is_remote
 from keras_wavg.files.reports import described, report_of, source_reports
 from keras_wavg.files.streaming import Progress, Share
 from keras_wavg.files.summing import Summing
@@ -73,9 +74,14 @@ def execute_share(
         See `average_checkpoints`.
     """
     number, count = checked_share(process)
-    if not isinstance(plan.last, OrbaxCheckpoint) or is_converted(plan, output):
+    if (
+        not isinstance(plan.last, OrbaxCheckpoint)
+        or is_converted(plan, output)
+        or is_remote(output)
+    ):
         raise ValueError(
-            "`process` is for averages of folders of Orbax in another folder. "
+            "`process` is for averages of folders of Orbax in another folder, "
+            "of a file system that all processes share. "
             f"Received: process={process!r}, output={str(output)!r}"
         )
     archive_like(plan, output)

@@ -31,7 +31,7 @@ class Summing:
         # Always the same, so that the order in which they are given is nothing.
         self._order = sorted(
             range(len(plan.checkpoints)),
-            key=lambda i: (str(plan.checkpoints[i].path), self._factor(i)),
+            key=lambda i: (str(plan.checkpoints[i].given), self._factor(i)),
         )
         self._counted = [i for i in self._order if self._factor(i)]
         self._uncounted = [i for i in self._order if not self._factor(i)]

@@ -20,6 +20,7 @@ from keras_wavg.files.orbax.layout import (
 )
 from keras_wavg.files.orbax.steps import CONFIG, METADATA, PYTREE, step_folder
 from keras_wavg.files.orbax.store import Refuse, Store
+from keras_wavg.files.remote import is_remote
 from keras_wavg.files.source import brief, printable
 from keras_wavg.files.streaming import Block
 
@@ -79,9 +80,10 @@ class OrbaxCheckpoint(Checkpoint):
 
     def is_at(self, path: Path) -> bool:
         """See `Checkpoint`."""
-        return path.exists() and any(
-            path.samefile(place) for place in (self.path, self.path.parent)
-        )
+        places = self.given, self.given.parent
+        if is_remote(self.given) or is_remote(path):
+            return str(path) in map(str, places)
+        return path.exists() and any(map(path.samefile, places))
 
     def check_unchanged(self) -> None:
         """See `Checkpoint`."""

@@ -2,12 +2,14 @@
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy
 
+from keras_wavg.files.remote import is_remote
 from keras_wavg.files.source import brief
 from keras_wavg.files.streaming import Box
 
@@ -38,6 +40,25 @@ def tensorstore() -> Any:
         ) from error
 
 
+def base_of(folder: Any) -> dict[str, Any] | None:
+    """What tensorstore opens for a remote folder, or `None` if it cannot."""
+    if not is_remote(folder):
+        return None
+    if folder.protocol in {"gs", "gcs"}:
+        bucket, _, path = folder.path.partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
+    if folder.protocol != "s3":
+        return None
+    bucket, _, path = folder.path.partition("/")
+    base = {"driver": "s3", "bucket": bucket, "path": f"{path}/"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        # Its region is not asked for, as that of Amazon's buckets is.
+        region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        base |= {"endpoint": endpoint, "aws_region": region}
+    return base
+
+
 class Store:
     """The arrays of one step.
 
@@ -57,7 +78,7 @@ class Store:
         self._context = self._tensorstore.Context(_CONTEXT)
         self.driver = driver
         self._refuse = refuse
-        self._base: dict[str, Any] = {"driver": "file", "path": f"{folder}/"}
+        self._base = base_of(folder) or {"driver": "file", "path": f"{folder}/"}
         if is_packed:
             self._base = {
                 "driver": "ocdbt",
@@ -145,7 +166,7 @@ class Store:
 
     @property
     def _path(self) -> str:
-        return self._base["path"] if self._base["driver"] == "file" else ""
+        return "" if self._base["driver"] == "ocdbt" else self._base["path"]
 
     def _opened(self, spec: Mapping[str, Any], **how: bool) -> Any:
         return self._tensorstore.open(

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -70,14 +69,12 @@ class OrbaxOutput:
             provenance: JSON, to be kept in the checkpoint.
         """
         old = self._like.path
-        shutil.copytree(
-            old,
-            self._path,
-            ignore=lambda folder, names: (
-                names if Path(folder) == old / PYTREE else []
-            ),
-            dirs_exist_ok=True,
-        )
+        for file in old.rglob("*"):
+            name = file.relative_to(old)
+            if name.parts[0] != PYTREE and not file.is_dir():
+                place = self._path / name.as_posix()
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(file.read_bytes())
         self._write_tree(old / PYTREE, self._path / PYTREE)
         about = json.loads((old / METADATA).read_bytes())
         now = time.time_ns()
@@ -107,7 +104,7 @@ class OrbaxOutput:
                 for part in file.iterdir():
                     _write_json(new / _CHUNKS / part.name, _chunks(part, names))
             elif file.is_file() and file.name not in {TREE, *_OF_ARRAYS}:
-                shutil.copyfile(file, new / file.name)
+                (new / file.name).write_bytes(file.read_bytes())
 
     def _refuse(self, why: str, at: str) -> NoReturn:
         raise OSError(

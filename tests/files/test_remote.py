@@ -1,0 +1,179 @@
+"""Checkpoints on other machines are read and written by their URLs."""
+
+import sys
+
+import fsspec
+import numpy
+import orbax_files
+import pytest
+import weights_files
+from typer.testing import CliRunner
+
+from keras_wavg import (
+    average_checkpoints,
+    diff_checkpoints,
+    inspect_checkpoint,
+    select_checkpoints,
+)
+from keras_wavg.cli import app
+from keras_wavg.files import remote
+
+KERNEL = "layers/dense/vars/0"
+IN_ORBAX = "trainable_variables/dense/kernel"
+
+
+@pytest.fixture
+def memory():
+    """A file system that stands for another machine."""
+    found = fsspec.filesystem("memory")
+    found.store.clear()
+    found.pseudo_dirs[:] = [""]
+    return found
+
+
+def values(seed, size=1000):
+    return numpy.random.default_rng(seed).normal(size=size).astype("float32")
+
+
+def put(memory, folder, tmp_path, suffix, count=3):
+    """Checkpoints of each format, and their URLs."""
+    for seed in range(count):
+        arrays = {KERNEL: values(seed), "layers/dense/vars/1": values(9)}
+        if suffix == "":
+            arrays = {IN_ORBAX: values(seed)}
+            orbax_files.write(tmp_path / "made" / str(seed), arrays)
+        else:
+            (tmp_path / "made").mkdir(exist_ok=True)
+            weights_files.write(tmp_path / "made" / f"{seed}{suffix}", arrays)
+    for file in (tmp_path / "made").rglob("*"):
+        if file.is_file():
+            name = file.relative_to(tmp_path / "made").as_posix()
+            memory.pipe_file(f"/{folder}/{name}", file.read_bytes())
+    return [f"memory://{folder}/{seed}{suffix}" for seed in range(count)]
+
+
+def mean(count=3):
+    total = sum(values(seed).astype("float64") for seed in range(count))
+    return (total / count).astype("float32")
+
+
+@pytest.mark.parametrize("suffix", weights_files.SUFFIXES)
+def test_files_of_every_format_come_from_urls(memory, tmp_path, suffix):
+    urls = put(memory, "run", tmp_path, suffix)
+    report = average_checkpoints(urls, tmp_path / f"mean{suffix}")
+    got = weights_files.read(tmp_path / f"mean{suffix}")
+    assert numpy.array_equal(got[KERNEL], mean())
+    assert [str(source.path) for source in report.sources] == urls
+    assert not diff_checkpoints(urls[0], tmp_path / f"mean{suffix}").is_none
+
+
+@pytest.mark.parametrize("suffix", [*weights_files.SUFFIXES, ""])
+def test_what_is_written_to_a_url_is_there_as_a_whole(memory, tmp_path, suffix):
+    urls = put(memory, "run", tmp_path, suffix)
+    output = f"memory://out/mean{suffix}"
+    report = average_checkpoints(urls, output)
+    assert inspect_checkpoint(output).checksum == report.checksum
+    assert inspect_checkpoint(output).is_unchanged
+    before = dict(memory.store)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        average_checkpoints(urls[1:], output)
+    assert memory.store == before
+    average_checkpoints(urls[1:], output, overwrite=True)
+    assert inspect_checkpoint(output).checksum != report.checksum
+    place = urls[0] if suffix else "memory://run"
+    with pytest.raises(ValueError, match="Choose another name"):
+        average_checkpoints(urls, place, overwrite=True)
+
+
+def test_ranges_are_put_together_again(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_RANGE", 1000)
+    urls = put(memory, "run", tmp_path, ".weights.h5")
+    average_checkpoints(urls, tmp_path / "mean.weights.h5")
+    got = weights_files.read(tmp_path / "mean.weights.h5")
+    assert numpy.array_equal(got[KERNEL], mean())
+
+
+def test_a_server_without_ranges_is_read_as_a_whole(
+    memory, tmp_path, monkeypatch
+):
+    urls = put(memory, "run", tmp_path, ".weights.h5")
+    whole = type(memory).cat_file
+
+    def without_ranges(self, path, start=None, end=None, **kwargs):
+        return whole(self, path)
+
+    monkeypatch.setattr(remote, "_RANGE", 1000)
+    monkeypatch.setattr(type(memory), "cat_file", without_ranges)
+    average_checkpoints(urls, tmp_path / "mean.weights.h5")
+    got = weights_files.read(tmp_path / "mean.weights.h5")
+    assert numpy.array_equal(got[KERNEL], mean())
+
+
+def test_a_file_that_changes_while_it_is_copied_is_refused(
+    memory, tmp_path, monkeypatch
+):
+    urls = put(memory, "run", tmp_path, ".weights.h5")
+    read = type(memory).cat_file
+
+    def read_and_change(self, path, start=None, end=None, **kwargs):
+        data = read(self, path, start=start, end=end)
+        self.pipe_file(path, read(self, path))  # the same, but later
+        return data
+
+    monkeypatch.setattr(type(memory), "cat_file", read_and_change)
+    with pytest.raises(ValueError, match="must not change"):
+        average_checkpoints(urls, tmp_path / "mean.weights.h5")
+    assert not (tmp_path / "mean.weights.h5").exists()
+
+
+def test_errors_name_the_url(memory, tmp_path):
+    urls = put(memory, "run", tmp_path, ".weights.h5")
+    memory.pipe_file("/run/1.weights.h5", b"\x89HDF")
+    with pytest.raises(ValueError, match=r"memory:.*run/1"):
+        average_checkpoints(urls, tmp_path / "mean.weights.h5")
+    bad = {KERNEL: numpy.full(1000, numpy.nan, "float32")}
+    file = weights_files.write(tmp_path / "bad.weights.h5", bad)
+    memory.put(str(file), "/run/bad.weights.h5")
+    with pytest.raises(ValueError, match=r"memory:.*run/bad.*NaN"):
+        average_checkpoints(
+            ["memory://run/bad.weights.h5"], tmp_path / "mean.weights.h5"
+        )
+    with pytest.raises(FileNotFoundError, match="missing"):
+        inspect_checkpoint("memory://run/missing.weights.h5")
+
+
+def test_checkpoints_of_a_remote_folder_are_chosen(memory, tmp_path):
+    put(memory, "run", tmp_path, ".keras")
+    chosen = select_checkpoints("memory://run", last=2)
+    assert [path.name for path in chosen] == ["1.keras", "2.keras"]
+    average_checkpoints(chosen, tmp_path / "mean.keras")
+    put(memory, "orbax", tmp_path / "orbax", "")
+    chosen = select_checkpoints("memory://orbax", last=2)
+    assert [path.name for path in chosen] == ["1", "2"]
+    report = average_checkpoints(
+        ["memory://orbax"], tmp_path / "mean", steps=[0, 1, 2]
+    )
+    got = orbax_files.read(tmp_path / "mean" / "2")
+    assert numpy.array_equal(got[IN_ORBAX], mean())
+    assert len(report.sources) == 3
+
+
+def test_the_command_line_takes_urls(memory, tmp_path):
+    urls = put(memory, "run", tmp_path, ".weights.h5")
+    output = "memory://out/mean.weights.h5"
+    done = CliRunner().invoke(app, ["average", *urls, "-o", output])
+    assert done.exit_code == 0, done.output
+    assert CliRunner().invoke(app, ["inspect", output]).exit_code == 0
+    done = CliRunner().invoke(app, ["average", *urls, "-o", output])
+    assert done.exit_code == 3
+
+
+def test_without_the_packages_the_error_says_what_to_install(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(ImportError, match=r"keras-wavg\[remote\]"):
+        inspect_checkpoint("s3://bucket/a.keras")
+    done = CliRunner().invoke(app, ["inspect", "s3://bucket/a.keras"])
+    assert done.exit_code == 2
+    assert "keras-wavg[remote]" in " ".join(done.output.split())
