@@ -128,3 +128,15 @@ def test_compare_averages_scores_all_rows_of_one_training(tmp_path):
         assert rows[name][0] > 90
         assert rows[name][1] < rows["raw"][1]
     assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_merged_checkpoints_are_scored_while_training_goes_on():
+    pytest.importorskip("orbax.checkpoint", reason="there is no Orbax")
+    options = ["--epochs", "6", "--last", "4"]
+    lines = output_of("warmup_stable_merge.py", *options).splitlines()
+    rows = [line.split() for line in lines if line[:5].strip().isdigit()]
+    assert [int(row[0]) for row in rows] == list(range(1, 7))
+    assert float(rows[-1][-1]) > 0.95
+    decayed, merged = (line.split() for line in lines[-2:])
+    assert float(decayed[-1]) > 0.95
+    assert merged[-1] == rows[-1][-2]
