@@ -231,7 +231,7 @@ def statistics(model):
 
 @of("resnet")
 def test_measuring_gives_finite_statistics_and_changes_nothing_else(model, run):
-    assert len(statistics(model)) == 2 * 49
+    assert len(statistics(model)) == 2 * 13
     mean, measured = run.means
     samples = run.samples.weights[STEPS - 1 :: STEPS]
     expected = reference.mean(samples)
