@@ -1,13 +1,11 @@
 """Random sequences of whatever a user does, many of them."""
 
 import hypothesis
-import keras
 import sequences
 from hypothesis.stateful import run_state_machine_as_test
 
-# On TensorFlow a sequence takes a second.
 MANY = hypothesis.settings(
-    max_examples=60 if keras.config.backend() == "tensorflow" else 300,
+    max_examples=300,
     stateful_step_count=12,
     deadline=None,
     derandomize=True,
