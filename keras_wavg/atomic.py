@@ -16,12 +16,7 @@ PREFIX = ".keras_wavg"
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """Where a path leads to, through links. One to itself leads nowhere.
-
-    A path on another machine is what it is.
-    """
-    if hasattr(path, "fs"):
-        return path  # type: ignore[return-value]
+    """Where a path leads to, through links. One to itself leads nowhere."""
     return Path(os.path.realpath(path))
 
 

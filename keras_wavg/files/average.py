@@ -39,7 +39,7 @@ def average_checkpoints(
             `.weights.json` or a `.keras`, of models of one architecture. Or
             sequence of folders of Orbax, as `keras.callbacks.OrbaxCheckpoint`
             writes them: of a step, or of all steps, of which the latest is
-            taken. They need `tensorstore`.
+            taken. They need `tensorstore`. Each may be a URL, as a string.
         output: The file to write, in any of these formats. A `.keras` file
             takes its config from the last `.keras` among `paths`. For folders
             of Orbax, the folder to write: that of a step, if its name is a
@@ -95,7 +95,8 @@ def average_checkpoints(
             infinite. Nothing is written then.
         FileExistsError: If there is a file and not `overwrite`.
         OSError: If a file cannot be read or written.
-        ImportError: If `tensorstore` is missing for a folder of Orbax.
+        ImportError: If `tensorstore` is missing for a folder of Orbax, or
+            `universal_pathlib` for a URL.
     """
     target = located(output)
     given = checked(paths, steps)

@@ -87,7 +87,8 @@ def diff_checkpoints(
     """Compare the weights of two checkpoints.
 
     Args:
-        one: A `.weights.h5`, sharded `.weights.json` or `.keras`.
+        one: A `.weights.h5`, sharded `.weights.json` or `.keras`, a folder of
+            Orbax, or the URL of one of these.
         two: Another.
         progress: See `inspect_checkpoint`.
 

@@ -95,7 +95,8 @@ def inspect_checkpoint(
     """Look what is in a checkpoint.
 
     Args:
-        path: A `.weights.h5`, sharded `.weights.json` or `.keras`.
+        path: A `.weights.h5`, sharded `.weights.json` or `.keras`, a folder of
+            Orbax, or the URL of one of these.
         progress: Function that is called with the bytes done and the bytes in
             all, or `None`.
 

@@ -4,13 +4,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_wavg import atomic
 from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.orbax.reading import OrbaxCheckpoint
 from keras_wavg.files.orbax.writing import OrbaxOutput
 from keras_wavg.files.output import Output
 from keras_wavg.files.paths import archive_like, refuse_output, step_of
-from keras_wavg.files.remote import is_remote, replacing
+from keras_wavg.files.remote import is_remote, replacing, target_of
 
 Written = Output | OrbaxOutput
 
@@ -52,7 +51,7 @@ def opened(
     ):
         for name in file.names:
             # Where a link leads to, its shards are written, too.
-            place = atomic.target_of(output).with_name(name)
+            place = target_of(output).with_name(name)
             refuse_output(place, overwrite=overwrite)
         yield file
         if like:

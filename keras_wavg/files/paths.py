@@ -12,7 +12,7 @@ from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.foreign import kind_named
 from keras_wavg.files.orbax.reading import OrbaxCheckpoint
 from keras_wavg.files.orbax.steps import all_steps, is_orbax
-from keras_wavg.files.remote import is_remote, located
+from keras_wavg.files.remote import is_remote, located, target_of
 from keras_wavg.files.shards import shards_beside
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -129,7 +129,7 @@ def archive_like(plan: FilePlan, output: Path) -> Path | None:
 
 def _refuse_input(plan: FilePlan, output: Path) -> None:
     """Refuse an output that would replace a checkpoint, as a shard may."""
-    target = atomic.target_of(output)
+    target = target_of(output)
     beside = [] if is_remote(output) else shards_beside(target)
     for path in (target, *beside):
         if any(checkpoint.is_at(path) for checkpoint in plan.checkpoints):

@@ -50,6 +50,11 @@ def is_remote(path: AnyPath) -> bool:
     return hasattr(path, "fs")
 
 
+def target_of(path: Path) -> Path:
+    """Where a path of this machine leads to, through links, or a remote one."""
+    return path if is_remote(path) else atomic.target_of(path)
+
+
 @contextlib.contextmanager
 def local_copy(path: Any) -> Iterator[Path]:
     """Context with a copy of a file, its shards, or a folder on this machine.
