@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from keras_wavg.cli.given import chosen_of, share_of, weights_of
 from keras_wavg.cli.terminal import (
     Json,
     place,
@@ -116,7 +117,7 @@ def average(
 ) -> None:
     """Average checkpoints into a new one."""
     with readable_errors(context):
-        chosen = _chosen(
+        chosen = chosen_of(
             paths,
             steps=steps,
             last=last,
@@ -128,14 +129,14 @@ def average(
             log=log,
         )
         options: dict[str, Any] = {
-            "weights": _weights(weights, len(chosen)),
+            "weights": weights_of(weights, len(chosen)),
             "normalize": normalize,
             "strict": strict,
             "include": include,
             "optimizer": optimizer,
             "overwrite": overwrite,
         }
-        share = _share(process, of)
+        share = share_of(process, of)
         if dry_run:
             report = _planned(chosen, output, **options)
         else:
@@ -165,64 +166,3 @@ def _planned(
     refuse_output(output, overwrite=overwrite, paths=paths)
     with planned(paths, **options) as plan:
         return planned_report(plan, output, overwrite=overwrite)
-
-
-def _chosen(
-    paths: Sequence[Path],
-    *,
-    steps: str | None,
-    metric: str,
-    mode: str,
-    **options: Any,
-) -> Sequence[Path]:
-    from keras_wavg.files.orbax.steps import all_steps, is_step
-
-    if steps is not None:
-        return all_steps(paths, _steps(steps))
-    if len(paths) == 1 and paths[0].is_dir() and not is_step(paths[0]):
-        if options["last"] is None and options["best"] is None:
-            raise typer.BadParameter("a folder needs --last or --best")
-        from keras_wavg.files.select import select_checkpoints
-
-        selection = select_checkpoints(
-            paths[0], metric=metric, mode=mode, **options
-        )
-        typer.echo(str(selection), err=True)
-        return selection
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise typer.BadParameter(f"--{given[0]} needs one folder")
-    return paths
-
-
-def _weights(text: str, count: int) -> list[float]:
-    from keras_wavg.files import coefficients
-
-    name, _, argument = text.partition(":")
-    try:
-        if name == "uniform":
-            return coefficients.uniform(count)
-        if name == "ascending":
-            return coefficients.ascending(count)
-        if name == "ema":
-            return coefficients.ema(count, float(argument))
-        if name in coefficients.DECAYS:
-            return coefficients.decay_emulation(count, name)
-        return [float(number) for number in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"--weights {text}: {error}") from error
-
-
-def _share(process: int | None, of: int | None) -> tuple[int, int] | None:
-    if process is None and of is None:
-        return None
-    if process is None or of is None or process >= of:
-        raise typer.BadParameter("--process K --of N, with K less than N")
-    return process, of
-
-
-def _steps(text: str) -> list[int]:
-    try:
-        return [int(step) for step in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"--steps {text}: {error}") from error

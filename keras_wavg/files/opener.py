@@ -13,7 +13,12 @@ from keras_wavg.files.hdf5_checkpoint import HDF5Opener
 from keras_wavg.files.orbax.reading import OrbaxOpener
 from keras_wavg.files.orbax.steps import is_orbax, step_folder, steps_in
 from keras_wavg.files.orbax.store import base_of
-from keras_wavg.files.remote import is_remote, local_copy, located
+from keras_wavg.files.remote import (
+    is_remote,
+    local_copy,
+    located,
+    reached,
+)
 
 _SHARD = re.compile(r"(?P<base>.*)_\d{5}\.weights\.h5")
 
@@ -56,7 +61,8 @@ class Opener:
         place = located(path)
         with contextlib.ExitStack() as stack:
             try:
-                checkpoint = self._opened(place, stack)
+                with reached(place):
+                    checkpoint = self._opened(place, stack)
             except (ValueError, FileNotFoundError) as error:
                 if kind := kind_of(place):
                     raise ValueError(f"{error} {kind}.") from error

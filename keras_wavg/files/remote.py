@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg import atomic, system
-from keras_wavg.files.orbax.steps import METADATA
+from keras_wavg.files.orbax.names import METADATA
 from keras_wavg.files.shards import read_index
+from keras_wavg.files.source import brief
 
 AnyPath = str | os.PathLike[str]
 
@@ -48,6 +49,21 @@ def located(path: AnyPath) -> Path:
 def is_remote(path: AnyPath) -> bool:
     """Whether a path is on another machine."""
     return hasattr(path, "fs")
+
+
+@contextlib.contextmanager
+def reached(path: AnyPath) -> Iterator[None]:
+    """Context in which all errors of the network are an `OSError`."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        # The packages for URLs have no type of error in common.
+        text = brief(" ".join(str(error).split()))
+        raise OSError(f"{path} cannot be reached: {text}") from error
 
 
 def target_of(path: Path) -> Path:

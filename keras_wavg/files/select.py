@@ -17,7 +17,7 @@ from keras_wavg.files.metric_log import logged
 from keras_wavg.files.opener import checkpoints_in
 from keras_wavg.files.orbax.reading import metrics_of_steps
 from keras_wavg.files.orbax.steps import steps_in
-from keras_wavg.files.remote import located
+from keras_wavg.files.remote import located, reached
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 # `{epoch:02d}-{val_loss:.3f}` or `{epoch:02d}`, at the end of a name. The score
@@ -136,7 +136,9 @@ def select_checkpoints(
         metric, arguments.is_higher_better(metric, mode), best is not None
     )
     scores = None if log is None else logged(Path(log), metric)
-    found, left_out = _candidates(located(folder), pattern, metric, scores)
+    place = located(folder)
+    with reached(place):
+        found, left_out = _candidates(place, pattern, metric, scores)
     where = "" if log is None else f" in {Path(log).name!r}"
     for candidate in found:
         if until is not None and candidate.epoch > until:

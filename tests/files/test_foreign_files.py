@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy
@@ -80,9 +81,9 @@ def test_a_file_of_another_kind_is_called_what_it_is(
 
 
 @pytest.mark.parametrize("scheme", ["gs", "s3", "https"])
-def test_a_file_that_is_elsewhere_is_to_be_copied(scheme, tmp_path):
-    url = f"{scheme}://bucket/a.weights.h5"
-    with pytest.raises(ValueError, match="copy it here first"):
+def test_a_url_that_has_lost_a_slash_is_called_so(scheme, tmp_path):
+    url = Path(f"{scheme}://bucket/a.weights.h5")
+    with pytest.raises(ValueError, match="its URL as a string"):
         average_checkpoints([url, url], tmp_path / "mean.weights.h5")
 
 

@@ -142,6 +142,24 @@ def test_errors_name_the_url(memory, tmp_path):
         inspect_checkpoint("memory://run/missing.weights.h5")
 
 
+def test_whatever_the_network_raises_is_one_line_of_an_os_error(
+    memory, tmp_path, monkeypatch
+):
+    class NoCredentialsError(Exception):
+        pass
+
+    def info(*args, **kwargs):
+        message = "no credentials\nfor this"
+        raise NoCredentialsError(message)
+
+    urls = put(memory, "run", tmp_path, ".keras")
+    monkeypatch.setattr(type(memory), "info", info)
+    with pytest.raises(OSError, match="no credentials for this"):
+        average_checkpoints(urls, tmp_path / "mean.keras")
+    done = CliRunner().invoke(app, ["inspect", urls[0]])
+    assert done.exit_code == 3
+
+
 def test_checkpoints_of_a_remote_folder_are_chosen(memory, tmp_path):
     put(memory, "run", tmp_path, ".keras")
     chosen = select_checkpoints("memory://run", last=2)

@@ -22,7 +22,7 @@ NEUTRAL = "arguments atomic horizon profile schedules system"
 MAY_IMPORT = {
     NEUTRAL: "numpy",
     "conversion": "keras numpy",
-    "files": f"{NEUTRAL} numpy zlib_ng",
+    "files": f"{NEUTRAL} numpy zlib_ng tensorstore upath",
     "keras_private": "keras",
     "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",

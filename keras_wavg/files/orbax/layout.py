@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 from keras_wavg.files.checkpoint import Contents
 from keras_wavg.files.hdf5.datatypes import ITEM_SIZES
 from keras_wavg.files.hdf5.structure import Array
+from keras_wavg.files.orbax.names import TREE
 from keras_wavg.files.orbax.store import Refuse, Store
 from keras_wavg.files.source import brief
-
-TREE = "_METADATA"
-"""The file that lists the arrays."""
 
 _MAX_JSON = 1 << 28
 _TOPS = {

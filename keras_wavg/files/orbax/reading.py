@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 from keras_wavg.files.checkpoint import Checkpoint
 from keras_wavg.files.orbax.layout import (
-    TREE,
     Entry,
     Layout,
     read_entries,
@@ -18,7 +17,8 @@ from keras_wavg.files.orbax.layout import (
     read_layout,
     require_all_chunks,
 )
-from keras_wavg.files.orbax.steps import CONFIG, METADATA, PYTREE, step_folder
+from keras_wavg.files.orbax.names import CONFIG, METADATA, PYTREE, TREE
+from keras_wavg.files.orbax.steps import step_folder
 from keras_wavg.files.orbax.store import Refuse, Store
 from keras_wavg.files.remote import is_remote
 from keras_wavg.files.source import brief, printable

@@ -4,11 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_wavg.files.orbax.names import METADATA, PYTREE
+from keras_wavg.files.remote import reached
 from keras_wavg.files.source import brief, printable
-
-METADATA = "_CHECKPOINT_METADATA"
-PYTREE = "pytree"
-CONFIG = "model_config"
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
@@ -49,7 +47,8 @@ def all_steps(paths: Sequence[Path], steps: Sequence[int]) -> list[Path]:
 
 def is_orbax(path: Path) -> bool:
     """Whether a path is that of a step or of a root folder."""
-    return _UNFINISHED in path.name or is_step(path) or bool(steps_in(path))
+    with reached(path):
+        return _UNFINISHED in path.name or is_step(path) or bool(steps_in(path))
 
 
 def step_folder(path: Path) -> Path:

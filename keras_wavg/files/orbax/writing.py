@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from keras_wavg.files.checkpoint import PROVENANCE
-from keras_wavg.files.orbax.layout import TREE, keys_of
+from keras_wavg.files.orbax.layout import keys_of
+from keras_wavg.files.orbax.names import METADATA, PYTREE, TREE
 from keras_wavg.files.orbax.reading import OrbaxCheckpoint
-from keras_wavg.files.orbax.steps import METADATA, PYTREE
 from keras_wavg.files.orbax.store import Store
 from keras_wavg.files.source import brief, printable
 from keras_wavg.files.streaming import Block
