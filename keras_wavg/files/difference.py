@@ -1,7 +1,6 @@
 """How far the weights of two checkpoints are apart."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,10 +12,9 @@ from keras_wavg.files.checkpoint import Checkpoint
 from keras_wavg.files.checksum import crc32, require_whole, room_for_sums
 from keras_wavg.files.comparison import mismatches
 from keras_wavg.files.opener import Opener
+from keras_wavg.files.remote import AnyPath
 from keras_wavg.files.source import printable
 from keras_wavg.files.streaming import Block, Progress, blocks, for_each
-
-AnyPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

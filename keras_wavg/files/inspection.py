@@ -1,7 +1,6 @@
 """What is in a checkpoint."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ from keras_wavg.files.checksum import (
 )
 from keras_wavg.files.hdf5.structure import Array
 from keras_wavg.files.opener import Opener
+from keras_wavg.files.remote import AnyPath
 from keras_wavg.files.source import printable
 from keras_wavg.files.streaming import Progress
 from keras_wavg.profile import ATTRIBUTE, Profile
-
-AnyPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Memory to be used again and again: new memory is slow."""
 
 import contextlib
+import errno
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -29,8 +30,17 @@ class Room:
         key = use, dtype
         if key not in self._kept or len(self._kept[key]) < count:
             self._kept.pop(key, None)  # It is let go before there is more.
-            self._kept[key] = numpy.empty(count, dtype)
+            self._kept[key] = _memory(count, dtype)
         return self._kept[key][:count]
+
+
+def _memory(count: int, dtype: Any) -> Numbers:
+    try:
+        return numpy.empty(count, dtype)
+    except (MemoryError, ValueError) as error:
+        raise OSError(
+            errno.ENOMEM, f"There is no memory for a chunk of {count} numbers"
+        ) from error
 
 
 class Rooms:

@@ -269,6 +269,28 @@ def strange_tree(step):
     )
 
 
+def outside(step):
+    rename(step, "../../../evil")
+
+
+def a_line(step):
+    rename(step, "a\nline")
+
+
+def rename(step, name):
+    path = step / "pytree" / "_METADATA"
+    path.write_text(path.read_text().replace("kernel", json.dumps(name)[1:-1]))
+
+
+def endless(step):
+    """A chunk of 4 TB, of which there is nothing."""
+    path = step / "pytree" / KERNEL.replace("/", ".") / "zarr.json"
+    told = json.loads(path.read_text())
+    told["shape"] = [1 << 40]
+    told["chunk_grid"]["configuration"]["chunk_shape"] = [1 << 40]
+    path.write_text(json.dumps(told))
+
+
 def not_committed(step):
     orbax_files.change_json(
         step / "_CHECKPOINT_METADATA", commit_timestamp_nsecs=None
@@ -285,6 +307,8 @@ def not_committed(step):
         (no_tree, "no _METADATA"),
         (a_list, "not a dictionary"),
         (strange_tree, "as Orbax writes it"),
+        (outside, "no variable has"),
+        (a_line, "no variable has"),
         (not_committed, "to its end"),
     ],
 )
@@ -299,6 +323,15 @@ def test_a_damaged_step_is_refused_in_one_line(tmp_path, damage, says):
     assert "\n" not in str(caught.value)
     assert str(paths[0]) in str(caught.value)
     assert names_in(tmp_path) == before
+
+
+def test_a_chunk_for_which_there_is_no_memory_is_an_error(tmp_path):
+    (path,) = orbax_files.write_each(tmp_path / "run", arrays(0), packed=False)
+    endless(path)
+    with pytest.raises((ValueError, OSError)) as caught:
+        average_checkpoints([path], tmp_path / "mean")
+    assert "\n" not in str(caught.value)
+    assert names_in(tmp_path) == ["run"]
 
 
 def test_a_truncated_file_of_chunks_is_refused(tmp_path):

@@ -98,6 +98,9 @@ def read_entries(tree: Mapping[str, Any], refuse: Refuse) -> dict[str, Entry]:
             kind = listed["value_metadata"]["value_type"]
             if kind in _EMPTY:
                 continue
+            # They become the names of files.
+            if not all(re.fullmatch(r"[^/\\\x00-\x1f]+", key) for key in keys):
+                refuse("it has a name that no variable has", "/".join(keys))
             path, part = _place(keys, refuse)
             if kind not in _ARRAYS:
                 refuse(f"it is of the type {brief(str(kind))}", path)
