@@ -12,7 +12,12 @@ import keras_wavg
 from keras_wavg import coefficients, plots
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "examples" / "README.md",
+    ROOT / "tests" / "benchmarks" / "README.md",
+]
 
 PUBLIC = {
     f"{home.__name__}.{name}": getattr(home, name)
@@ -100,8 +105,34 @@ def test_what_a_docstring_lacks_is_found():
     assert lacking("", signature) == ["first:", "second:", "Args:", "Returns:"]
 
 
-def test_every_test_that_the_readme_names_exists():
-    named = set(re.findall(r"`(test_\w+)`", README))
+def test_the_first_page_is_short():
+    assert len(README.read_text().splitlines()) <= 250
+
+
+def anchors(page):
+    """What can be linked to on a page, as GitHub and PyPI name it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_between_the_pages_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_test_that_the_pages_name_exists():
+    text = "".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"`(test_\w+)`", text))
     sources = "".join(
         p.read_text() for p in (ROOT / "tests").rglob("test_*.py")
     )
