@@ -8,12 +8,12 @@ does. Names for saved weights import neither.
 
 Where to find what, in the order in which to read:
 
-- `schedules` (the coefficients), `profile` (what they amount to), `horizon` (decays
-  from other units)
+- `schedules` (the coefficients), `profile` (what they amount to), `horizon`
+  (decays from other units)
 - `averages/` (the update: a module a backend, and averages in host memory)
-- `shadow` (the average of one model), `clock` (which step it is), `sampling` (when
-  a sample is due), `plan` (what a callback asks for), `running` (all this for one
-  model), `swapping` (what is in each variable)
+- `shadow` (the average of one model), `clock` (which step it is), `sampling`
+  (when a sample is due), `plan` (what a callback asks for), `running` (all
+  this for one model), `swapping` (what is in each variable)
 - `callbacks/averaging` (the hooks) and its neighbors, one class a module
 - `state` (what is in a file of the model), `saveable` (how it gets there)
 - `batchnorm/`, `learning_rates`, `plots/`: on their own
