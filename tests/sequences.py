@@ -37,6 +37,24 @@ HOOKS = [name for name in dir(keras.callbacks.Callback) if "on_t" in name]
 HOOKS += ["on_epoch_begin", "on_epoch_end"]
 
 
+def given(batch_size: int) -> dict[str, Any]:
+    """The data, as arguments of `fit` and `evaluate`.
+
+    TensorFlow makes batches of arrays anew for each call, which takes longer
+    than training on them.
+    """
+    if keras.config.backend() != "tensorflow":
+        return {"x": X, "y": Y, "batch_size": batch_size}
+    import tensorflow
+
+    data = tensorflow.data.Dataset.from_tensor_slices((X, Y))
+    return {"x": data.batch(batch_size)}
+
+
+TRAINING, VALIDATION = given(BATCH), given(32)
+VALIDATED = (X, Y) if "y" in VALIDATION else VALIDATION["x"]
+
+
 class Interrupted(Exception):  # noqa: N818
     """What a callback raises."""
 
@@ -149,12 +167,10 @@ class Sequence(RuleBasedStateMachine):
                 callbacks.insert(0, walk)
             quiet(
                 model.fit,
-                X,
-                Y,
-                batch_size=BATCH,
+                **TRAINING,
                 epochs=epochs,
                 shuffle=False,
-                validation_data=(X, Y) if validation else None,
+                validation_data=VALIDATED if validation else None,
                 callbacks=callbacks,
             )
         for name in names:
@@ -179,8 +195,7 @@ class Sequence(RuleBasedStateMachine):
         held, inside = probe.indices_in(self.model), self._inside()
         self.twin.set_weights(shown)
         for model in (self.model, self.twin):
-            options = {"batch_size": BATCH, "shuffle": False}
-            quiet(model.fit, X, Y, epochs=epochs, **options)
+            quiet(model.fit, **TRAINING, epochs=epochs, shuffle=False)
         # A weight without a gradient was not written to.
         after = self.twin.get_weights()
         same = {i for i in held if numpy.array_equal(after[i], shown[i])}
@@ -199,8 +214,10 @@ class Sequence(RuleBasedStateMachine):
         shown = self._shown()
         callbacks = [self.averages[name] for name in names]
         callbacks += [Raise(hook)] if hook else []
-        data = (X, Y) if method == "evaluate" else (X,)
-        quiet(getattr(self.model, method), *data, callbacks=callbacks)
+        data = dict(VALIDATION)
+        if method == "predict":
+            data.pop("y", None)
+        quiet(getattr(self.model, method), **data, callbacks=callbacks)
         if hook is None:
             assert equal(self._shown(), shown)
 
