@@ -114,10 +114,10 @@ def _parts(
     source: Source, known: Mapping[int, list[tuple[int, int]]]
 ) -> Iterator[tuple[int, int]]:
     """The CRC-32 and size of each part, and of what is around those known."""
-    at, room = 0, memoryview(bytearray(_PIECE))
+    at, buffer = 0, memoryview(bytearray(_PIECE))
     for offset in (*sorted(known), source.size):
         while at < offset:
-            piece = room[: offset - at]
+            piece = buffer[: offset - at]
             source.read_into(piece, at)
             yield crc32(piece), len(piece)
             at += len(piece)

@@ -3,11 +3,11 @@
 import numpy
 
 from keras_wavg.files import floats
+from keras_wavg.files.buffers import BufferPool, Buffers
 from keras_wavg.files.checksum import crc32, room_for_sums
 from keras_wavg.files.file_plan import FilePlan
 from keras_wavg.files.hdf5.structure import Array
 from keras_wavg.files.outputs import Written
-from keras_wavg.files.rooms import Room, Rooms
 from keras_wavg.files.streaming import Block
 from keras_wavg.files.total import Total
 
@@ -27,7 +27,7 @@ class Summing:
         self._plan = plan
         self._output = output
         self._strict = strict
-        self._rooms = Rooms()
+        self._pool = BufferPool()
         # Always the same, so that the order in which they are given is nothing.
         self._order = sorted(
             range(len(plan.checkpoints)),
@@ -53,42 +53,44 @@ class Summing:
         Raises:
             ValueError: If the files' blocks cannot be averaged.
         """
-        with self._rooms.of(block) as room:
+        with self._pool.of(block) as buffers:
             if block.path in self._plan.averaged:
-                made = self._mean(block, room)
+                made = self._mean(block, buffers)
             elif block.path in self._plan.compared:
-                made = self._compared(block, room)
+                made = self._compared(block, buffers)
             else:
-                made = self._read(len(self._order) - 1, block, room)
+                made = self._read(len(self._order) - 1, block, buffers)
             self.output_sums[block.index] = crc32(made)
             self._output.write(made.data, block)
 
     def _factor(self, number: int) -> float:
         return self._plan.factors.multipliers[number]
 
-    def _read(self, number: int, block: Block, room: Room) -> floats.Numbers:
-        data = room.bytes(block.nbytes)
+    def _read(
+        self, number: int, block: Block, buffers: Buffers
+    ) -> floats.Numbers:
+        data = buffers.bytes(block.nbytes)
         self._plan.checkpoints[number].read_into(data.data, block)
         self.source_sums[number][block.index] = crc32(data)
         return data
 
-    def _mean(self, block: Block, room: Room) -> floats.Numbers:
+    def _mean(self, block: Block, buffers: Buffers) -> floats.Numbers:
         array = self.arrays[block.path]
-        total = Total(block.nbytes // array.itemsize, array.dtype, room)
+        total = Total(block.nbytes // array.itemsize, array.dtype, buffers)
         for number in self._counted:
-            total.add(self._read(number, block, room), self._factor(number))
+            total.add(self._read(number, block, buffers), self._factor(number))
         for number in self._uncounted:  # for their checksums
-            self._read(number, block, room)
-        made = room.bytes(block.nbytes)
+            self._read(number, block, buffers)
+        made = buffers.bytes(block.nbytes)
         if not total.divide_into(made, self._plan.factors.divisor):
-            self._refuse_not_finite(block, room)
+            self._refuse_not_finite(block, buffers)
         return made
 
-    def _compared(self, block: Block, room: Room) -> floats.Numbers:
+    def _compared(self, block: Block, buffers: Buffers) -> floats.Numbers:
         last = len(self._order) - 1
-        expected = self._read(last, block, room).copy()
+        expected = self._read(last, block, buffers).copy()
         for number in range(last):
-            found = self._read(number, block, room)
+            found = self._read(number, block, buffers)
             if not numpy.array_equal(found, expected):
                 self._differ(block.path, number)
         return expected
@@ -112,10 +114,10 @@ class Summing:
             )
         self.differing.add(path)
 
-    def _refuse_not_finite(self, block: Block, room: Room) -> None:
+    def _refuse_not_finite(self, block: Block, buffers: Buffers) -> None:
         dtype = self.arrays[block.path].dtype
         for number in self._counted:
-            data = self._read(number, block, room)
+            data = self._read(number, block, buffers)
             if not floats.is_finite(data, dtype):
                 self._plan.checkpoints[number].refuse(
                     "it has NaN or infinite weights", block.path

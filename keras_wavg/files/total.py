@@ -1,11 +1,11 @@
-"""A sum of blocks, in a type with room for it."""
+"""A sum of blocks, in a type that is wide enough for it."""
 
 from typing import Any
 
 import numpy
 
 from keras_wavg.files import floats
-from keras_wavg.files.rooms import Room
+from keras_wavg.files.buffers import Buffers
 from keras_wavg.files.streaming import BLOCK
 
 
@@ -18,14 +18,14 @@ class Total:
         count: Integer, how many numbers a block has.
         dtype: String, the type in which they are stored. One of
             `keras_wavg.files.floats.FLOATS`.
-        room: A `Room`.
+        buffers: `Buffers`.
     """
 
-    def __init__(self, count: int, dtype: str, room: Room) -> None:
+    def __init__(self, count: int, dtype: str, buffers: Buffers) -> None:
         self._dtype = dtype
         self._kind = floats.accumulator(dtype)
-        self._sum = room.array("sum", self._kind, count)
-        self._product = room.array("product", self._kind, min(count, BLOCK))
+        self._sum = buffers.array("sum", self._kind, count)
+        self._product = buffers.array("product", self._kind, min(count, BLOCK))
         self._pieces = [
             slice(start, min(start + BLOCK, count))
             for start in range(0, count, BLOCK)

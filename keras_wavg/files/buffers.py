@@ -15,7 +15,7 @@ from keras_wavg.files.streaming import Block
 _LARGE, _MOST_LARGE = 16 << 20, 2
 
 
-class Room:
+class Buffers:
     """Memory for one block, which may be written over by the next use."""
 
     def __init__(self) -> None:
@@ -43,28 +43,28 @@ def _memory(count: int, dtype: Any) -> Numbers:
         ) from error
 
 
-class Rooms:
-    """A `Room` for each thread, and two for large blocks.
+class BufferPool:
+    """`Buffers` for each thread, and two for large blocks.
 
     So no more than two large blocks are worked on at a time.
     """
 
     def __init__(self) -> None:
         self._own = threading.local()
-        self._large: SimpleQueue[Room] = SimpleQueue()
+        self._large: SimpleQueue[Buffers] = SimpleQueue()
         for _ in range(_MOST_LARGE):
-            self._large.put(Room())
+            self._large.put(Buffers())
 
     @contextlib.contextmanager
-    def of(self, block: Block) -> Iterator[Room]:
-        """Context with the room for a block."""
+    def of(self, block: Block) -> Iterator[Buffers]:
+        """Context with the `Buffers` for a block."""
         if block.nbytes > _LARGE:
-            room = self._large.get()
+            buffers = self._large.get()
             try:
-                yield room
+                yield buffers
             finally:
-                self._large.put(room)
+                self._large.put(buffers)
             return
-        if not hasattr(self._own, "room"):
-            self._own.room = Room()
-        yield self._own.room
+        if not hasattr(self._own, "buffers"):
+            self._own.buffers = Buffers()
+        yield self._own.buffers
