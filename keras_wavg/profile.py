@@ -182,7 +182,7 @@ class Profile:
 
     @property
     def effective_sample_size(self) -> float:
-        """The plain mean of so many independent samples has the same noise."""
+        """The number of independent samples whose mean has the same noise."""
         return float(1 / (self.shares @ self.shares))
 
     @property

@@ -1,7 +1,7 @@
-"""A running average as a passenger of its model in the files of Keras.
+"""The state of an average in the files that Keras writes of its model.
 
 Keras saves whatever saveable it finds among a model's attributes. `attach`
-gives the model one more, past the model's own book-keeping: `model.layers` and
+gives the model one more, which the model does not list: `model.layers` and
 `model.variables` stay as they are, and a model without it reads the same files.
 """
 
@@ -127,9 +127,9 @@ class _Loading:
 
 
 def attach(model: Any, average: Any) -> None:
-    """Let an average travel in the files of its model.
+    """Save an average in all files of its model.
 
-    It takes the seat of an earlier average of the same name.
+    It replaces an earlier average of the same name.
 
     Args:
         model: A Keras model.
@@ -142,19 +142,19 @@ def attach(model: Any, average: Any) -> None:
     for method in methods:
         if not hasattr(type(model), method.__name__):
             continue  # A trainer that is no `keras.Model`.
-        riding = functools.partial(method, model)
+        bound = functools.partial(method, model)
         public = getattr(type(model), method.__name__)
-        _set(model, method.__name__, functools.update_wrapper(riding, public))
+        _set(model, method.__name__, functools.update_wrapper(bound, public))
 
 
 def is_attached(model: Any, average: Any) -> bool:
-    """Whether the seat of its name is this average's."""
-    seated = vars(model).get(_PREFIX + average.name)
-    return seated is not None and seated.average is average
+    """Whether the model saves this average, and not another of its name."""
+    saved = vars(model).get(_PREFIX + average.name)
+    return saved is not None and saved.average is average
 
 
 def saved_averages(model: Any) -> dict[str, SavedAverage]:
-    """The averages that travel with `model`, by the attribute they are."""
+    """The averages that are saved with `model`, by the names of attributes."""
     return {k: v for k, v in vars(model).items() if k.startswith(_PREFIX)}
 
 

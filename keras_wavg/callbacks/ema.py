@@ -76,7 +76,8 @@ class EMA(WeightAveraging):
         start: Integer, the optimizer step, counted from 0, from which samples
             count. Defaults to `0`.
         swap: Boolean, whether `fit`, `evaluate` and `predict` find the average
-            in the model. One average of a list may. Defaults to `True`.
+            in the model. At most one callback in a list can. Defaults to
+            `True`.
         include: A regular expression, searched in the path of each weight, or
             a function from a path to a boolean. What is left out stays raw.
             Defaults to `None`, every weight.

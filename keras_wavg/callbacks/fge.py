@@ -26,7 +26,7 @@ class FGE(WeightAveraging):
     callback never touches the learning rate.
 
     The weights in the model stay raw. The mean of the members' weights, which
-    is SWA's solution for the same run, is at hand by `apply()`, `restore()`,
+    is SWA's solution for the same run, is available by `apply()`, `restore()`,
     `applied()`, `get_weights()` and `save_weights()`, as with `SWA`.
 
     Memory: a copy of the weights for each member and one for the mean, in host

@@ -49,7 +49,8 @@ class SWA(EpochAveraging):
             anything that `update_bn` takes and that can be gone through again
             and again, such as the training inputs. Defaults to `None`.
         swap: Boolean, whether `fit`, `evaluate` and `predict` find the average
-            in the model. One average of a list may. Defaults to `True`.
+            in the model. At most one callback in a list can. Defaults to
+            `True`.
         include: A regular expression, searched in the path of each weight, or a
             function from a path to a boolean. What is left out stays raw.
             Defaults to `None`, every weight.

@@ -23,7 +23,7 @@ class Distance:
 
     Args:
         euclidean: Float, the norm of the difference.
-        relative: Float, the same by the norm of the first.
+        relative: Float, the same, divided by the norm of the first.
         largest: Float, the greatest absolute difference.
     """
 

@@ -90,7 +90,7 @@ class Inspection:
 def inspect_checkpoint(
     path: AnyPath, progress: Progress | None = None
 ) -> Inspection:
-    """Look what is in a checkpoint.
+    """Describe the contents of a checkpoint.
 
     Args:
         path: A `.weights.h5`, sharded `.weights.json` or `.keras`, a folder of

@@ -18,7 +18,7 @@ from typing import Any
 from keras_wavg.files.hdf5.structure import Array
 
 BLOCK = 1 << 18
-"""The most numbers that are worked on at once, but for those of a chunk.
+"""The size of the largest block, in numbers, but for that of a chunk.
 
 Checksums depend on it.
 """

@@ -231,7 +231,7 @@ def sweep(
     Example:
 
     ```python
-    model = build_model()  # one that no average rides along with
+    model = build_model()  # without an averaging callback
 
     def loss(path):
         model.load_weights(path)

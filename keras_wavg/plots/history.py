@@ -14,7 +14,7 @@ from keras_wavg.plots.style import (
     whole_numbers,
 )
 
-# Before its first update an average is the raw weights: both shall be seen.
+# Before its first update an average is the raw weights: both are shown.
 _RAW_STYLE = {"color": "0.75", "linewidth": 2.5, "zorder": 1.5}
 
 

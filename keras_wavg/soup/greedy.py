@@ -13,8 +13,8 @@ from rich.console import Console
 from keras_wavg.files.checkpoint import SUFFIXES
 from keras_wavg.files.paths import Paths, archive_like, checked, refuse_output
 from keras_wavg.files.planning import planned
+from keras_wavg.soup.candidates import Candidates, load_weights
 from keras_wavg.soup.soup_report import SoupReport, Trial
-from keras_wavg.soup.tasting import Tasting, load_weights
 
 
 def greedy_soup(
@@ -109,47 +109,47 @@ def greedy_soup(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
         suffix = ".keras" if target.suffix == ".keras" else ".weights.h5"
         kept = Path(folder, f"kept{suffix}")
-        tasting = Tasting(kept, score, model, bn_data, mode)
+        candidates = Candidates(kept, score, model, bn_data, mode)
         with _given_back(model):
-            trials = _trials(tasting, given, tell)
+            trials = _trials(candidates, given, tell)
         members = [trial.path for trial in trials if trial.taken]
-        average = tasting.serve(members, target, overwrite=overwrite)
+        average = candidates.write(members, target, overwrite=overwrite)
     if model is not None:
         load_weights(model, target)
-    report = SoupReport(tuple(trials), tasting.best, average)
+    report = SoupReport(tuple(trials), candidates.best, average)
     tell(str(report))
     return report
 
 
 def _trials(
-    tasting: Tasting, paths: Sequence[Path], tell: Callable[[str], None]
+    candidates: Candidates, paths: Sequence[Path], tell: Callable[[str], None]
 ) -> list[Trial]:
     alone = []
     for path in paths:
-        alone.append(tasting.score([path]))
+        alone.append(candidates.score([path]))
         tell(f"{path} alone: {alone[-1]:.6g}")
-        if tasting.rank(alone[-1]) < tasting.rank(tasting.best):
-            tasting.keep(alone[-1])
-    if math.isnan(tasting.best):
+        if candidates.rank(alone[-1]) < candidates.rank(candidates.best):
+            candidates.keep(alone[-1])
+    if math.isnan(candidates.best):
         raise ValueError(
             "`score` must return a number for at least one checkpoint. "
             "Received: NaN for each"
         )
     first, *others = sorted(
-        range(len(paths)), key=lambda i: tasting.rank(alone[i])
+        range(len(paths)), key=lambda i: candidates.rank(alone[i])
     )
     members = [paths[first]]
     trials = [Trial(paths[first], alone[first], alone[first], taken=True)]
     for i in others:
-        together = tasting.score([*members, paths[i]])
-        taken = tasting.rank(together) <= tasting.rank(tasting.best)
+        together = candidates.score([*members, paths[i]])
+        taken = candidates.rank(together) <= candidates.rank(candidates.best)
         tell(
             f"soup with {paths[i]}: {together:.6g}"
             + (", taken" if taken else "")
         )
         if taken:
             members.append(paths[i])
-            tasting.keep(together)
+            candidates.keep(together)
         trials.append(Trial(paths[i], alone[i], together, taken))
     return trials
 

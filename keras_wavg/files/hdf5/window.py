@@ -70,7 +70,7 @@ class Window:
     def visit(self, address: int) -> None:
         """Refuse what has been read already: an alias, or a circle."""
         if address in self._visited:
-            self.refuse("something is at hand by two paths, or in a circle")
+            self.refuse("something is reachable by two paths, or in a cycle")
         if len(self._visited) >= 8 * MAX_OBJECTS:
             self.refuse(f"there are more than {MAX_OBJECTS} objects")
         self._visited.add(address)

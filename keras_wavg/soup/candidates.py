@@ -16,7 +16,7 @@ from keras_wavg.files.orbax.steps import is_orbax
 from keras_wavg.files.planning import planned
 
 
-class Tasting:
+class Candidates:
     """Makes candidates and scores them, and keeps the best.
 
     Args:
@@ -66,7 +66,7 @@ class Tasting:
         else:
             self._model.save_weights(self._kept)
 
-    def serve(
+    def write(
         self, members: Sequence[Path], output: Path, *, overwrite: bool
     ) -> AverageReport:
         """Write the best, the mean of these checkpoints."""
