@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keras_wavg.cli.wording import as_typed
-from keras_wavg.files.remote import located
 
 if TYPE_CHECKING:
     from keras_wavg.files.streaming import Progress
@@ -22,6 +21,8 @@ DIFFERENT, FAILED = 1, 3
 
 def place(text: str) -> Path:
     """A path, or a URL, as it is typed."""
+    from keras_wavg.files.remote import located
+
     try:
         return located(text)
     except ImportError as error:
