@@ -69,10 +69,11 @@ def _converted(
     progress: Progress | None,
 ) -> AverageReport:
     """The average of folders of Orbax, as a file."""
+    text = config(plan)  # It may be missing: before all is averaged.
     with folder_for(output) as folder:
         step = folder / "0"
         mean = execute(plan, step, strict=strict, progress=progress)
-        file = write_file(step, config(plan), folder / output.name)
+        file = write_file(step, text, folder / output.name)
         with planned([file]) as converted:
             return execute(
                 converted, output, overwrite=overwrite, made_of=mean.sources

@@ -57,12 +57,18 @@ def mean(count=3):
     return (total / count).astype("float32")
 
 
+def require_mean(urls, output):
+    """Average, and hold the file against NumPy."""
+    report = average_checkpoints(urls, output)
+    got = weights_files.read(output)
+    assert numpy.array_equal(got[KERNEL], mean())
+    return report
+
+
 @pytest.mark.parametrize("suffix", weights_files.SUFFIXES)
 def test_files_of_every_format_come_from_urls(memory, tmp_path, suffix):
     urls = put(memory, "run", tmp_path, suffix)
-    report = average_checkpoints(urls, tmp_path / f"mean{suffix}")
-    got = weights_files.read(tmp_path / f"mean{suffix}")
-    assert numpy.array_equal(got[KERNEL], mean())
+    report = require_mean(urls, tmp_path / f"mean{suffix}")
     assert [str(source.path) for source in report.sources] == urls
     assert not diff_checkpoints(urls[0], tmp_path / f"mean{suffix}").is_none
 
@@ -88,9 +94,7 @@ def test_what_is_written_to_a_url_is_there_as_a_whole(memory, tmp_path, suffix):
 def test_ranges_are_put_together_again(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_RANGE", 1000)
     urls = put(memory, "run", tmp_path, ".weights.h5")
-    average_checkpoints(urls, tmp_path / "mean.weights.h5")
-    got = weights_files.read(tmp_path / "mean.weights.h5")
-    assert numpy.array_equal(got[KERNEL], mean())
+    require_mean(urls, tmp_path / "mean.weights.h5")
 
 
 def test_a_server_without_ranges_is_read_as_a_whole(
@@ -104,9 +108,7 @@ def test_a_server_without_ranges_is_read_as_a_whole(
 
     monkeypatch.setattr(remote, "_RANGE", 1000)
     monkeypatch.setattr(type(memory), "cat_file", without_ranges)
-    average_checkpoints(urls, tmp_path / "mean.weights.h5")
-    got = weights_files.read(tmp_path / "mean.weights.h5")
-    assert numpy.array_equal(got[KERNEL], mean())
+    require_mean(urls, tmp_path / "mean.weights.h5")
 
 
 def test_a_file_that_changes_while_it_is_copied_is_refused(

@@ -44,15 +44,13 @@ def base_of(folder: Any) -> dict[str, Any] | None:
     """What tensorstore opens for a remote folder, or `None` if it cannot."""
     if not is_remote(folder):
         return None
-    if folder.protocol in {"gs", "gcs"}:
-        bucket, _, path = folder.path.partition("/")
-        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
-    if folder.protocol != "s3":
+    driver = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(folder.protocol)
+    if driver is None:
         return None
     bucket, _, path = folder.path.partition("/")
-    base = {"driver": "s3", "bucket": bucket, "path": f"{path}/"}
+    base = {"driver": driver, "bucket": bucket, "path": f"{path}/"}
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
+    if endpoint and driver == "s3":
         # Its region is not asked for, as that of Amazon's buckets is.
         region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
         base |= {"endpoint": endpoint, "aws_region": region}
@@ -139,26 +137,29 @@ class Store:
         self, view: memoryview, name: str, metadata: Mapping[str, Any], box: Box
     ) -> None:
         """Fill a view with the numbers of a part of an array."""
-        part = self.open(name, metadata)[box]
-        values = numpy.frombuffer(view, part.dtype.numpy_dtype)
+        part, values = self._part(view, name, metadata, box)
         with self._refusing(name):
-            target = self._tensorstore.array(
-                values.reshape(part.shape), write=True, copy=False
-            )
+            target = self._tensorstore.array(values, write=True, copy=False)
             target.write(part).result()
 
     def write(
         self, data: memoryview, name: str, metadata: Mapping[str, Any], box: Box
     ) -> None:
         """Write the numbers of a part of an array."""
-        part = self.open(name, metadata)[box]
-        values = numpy.frombuffer(data, part.dtype.numpy_dtype)
+        part, values = self._part(data, name, metadata, box)
         with self._refusing(name):
             # It is waited for, so the buffer stays as it is until then.
             part.write(
-                values.reshape(part.shape),
-                can_reference_source_data_indefinitely=True,
+                values, can_reference_source_data_indefinitely=True
             ).result()
+
+    def _part(
+        self, data: memoryview, name: str, metadata: Mapping[str, Any], box: Box
+    ) -> tuple[Any, Any]:
+        """A part of an array, and bytes as an array of its kind and shape."""
+        part = self.open(name, metadata)[box]
+        values = numpy.frombuffer(data, part.dtype.numpy_dtype)
+        return part, values.reshape(part.shape)
 
     def _spec(self, name: str) -> dict[str, Any]:
         kvstore = {**self._base, "path": f"{self._path}{name}/"}

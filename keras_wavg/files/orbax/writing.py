@@ -51,11 +51,6 @@ class OrbaxOutput:
     def __exit__(self, *_: object) -> None:
         pass
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the folders that come out."""
-        return [self._path.name]
-
     def write(self, data: memoryview, block: Block) -> None:
         """Write the bytes of a block."""
         name = self._entries[block.path].name
