@@ -1,23 +1,29 @@
-"""Does averaging help? Five averages of the weights, against the raw ones.
+"""Compare five averages of the weights with the raw weights.
 
-A small convolutional net learns Fashion-MNIST and scikit-learn's digits, at a
-learning rate that stays high and at one that is annealed. All averages are of
-the one training that gave the raw weights they are compared with: three ride
-along, two are made of its files, and validation images choose which checkpoints
-go into the soup, and how wide the average is that `sweep` makes. Test images
-are for the table alone. A seed draws the weights, the order of the batches, and
-which images are for what.
+A small convolutional network is trained on Fashion-MNIST and on scikit-learn's
+digits, with a constant and with an annealed learning rate. All averages are
+from the same training as the raw weights that they are compared with: three are
+callbacks, and two are made from the saved files. Validation images select the
+checkpoints of the soup and the width of the average that `sweep` makes. Test
+images are used only for the results. The seed determines the initial weights,
+the order of the batches and the split of the images.
 
     KERAS_BACKEND=jax python examples/compare_averages.py --figure compare.png
 
-Needs `keras_wavg[plots]`, scikit-learn, one backend, `swa_paper.py` beside it,
-and the data: a folder with the four files of Debian's package
-dataset-fashion-mnist, or the internet. Takes ten minutes on a CPU.
+`--results FILE` writes the results to a JSON file. If the file exists, nothing
+is trained, and the table and the figure are made from it. The results of five
+seeds are in `compare_averages.json`.
+
+Requires `keras_wavg[plots]`, scikit-learn, a backend, `swa_paper.py` in the
+same directory, and the data: a directory with the four files of Debian's
+package dataset-fashion-mnist, or an internet connection. Takes about ten
+minutes on a CPU.
 """
 
 # %%
 import argparse
 import functools
+import json
 import operator
 import tempfile
 import time
@@ -32,50 +38,62 @@ from keras import layers
 from sklearn.datasets import load_digits
 from swa_paper import calibration_error, load_data, loss_of
 
-from keras_wavg import EMA, LAWA, SWA, PowerEMA, greedy_soup, sweep, update_bn
+from keras_wavg import (
+    EMA,
+    LAWA,
+    SWA,
+    PowerEMA,
+    decay_from,
+    greedy_soup,
+    sweep,
+    update_bn,
+)
 
-RATE = 0.1
+LEARNING_RATE = 0.1
 WIDTHS = 0.03, 0.05, 0.07, 0.1, 0.14, 0.19
-# Enough images to measure the statistics of `BatchNormalization` with.
-ENOUGH = 2_000
+# Enough images to measure the statistics of `BatchNormalization`.
+BATCH_NORM_IMAGES = 2_000
+METRICS = "accuracy %", "loss", "calibration error"
+FORMATS = ".2f", ".4f", ".4f", "+.2f", "+.4f", "+.4f"
 Data = tuple[numpy.ndarray, numpy.ndarray]
 Weights = dict[str, list[numpy.ndarray]]
 Scores = dict[str, list[float]]
-FORMS = ".2f", ".4f", ".4f", "+.2f", "+.4f", "+.4f"
+Results = dict[str, dict[str, list[Scores]]]
+"""Scores by data set, learning rate, seed and average."""
 
 
 class Task(NamedTuple):
-    """What is learned, and for how long."""
+    """A data set, and how to train on it."""
 
     load: Callable[[int], list[Data]]
-    batch: int
+    batch_size: int
     epochs: int
 
 
 # %%
-def drawn(data: Data, *counts: int, seed: int) -> list[Data]:
-    """Parts of so many images, in random order."""
+def split(data: Data, *counts: int, seed: int) -> list[Data]:
+    """Draw disjoint random parts with the given numbers of images."""
     order = numpy.random.default_rng(seed).permutation(len(data[0]))
     parts = numpy.split(order, numpy.cumsum(counts))
     return [(data[0][part], data[1][part]) for part in parts[: len(counts)]]
 
 
 def fashion(all_data: tuple[Data, Data], images: int, seed: int) -> list[Data]:
-    """So many images for training, 5,000 to validate, and the test."""
+    """Split Fashion-MNIST into training, 5,000 validation, and test images."""
     training, test = all_data
-    return [*drawn(training, images, 5_000, seed=seed), test]
+    return [*split(training, images, 5_000, seed=seed), test]
 
 
 def digits(seed: int) -> list[Data]:
-    """The same of the 1,797 digits of 8 x 8 pixels: 900, 300 and 597."""
-    found = load_digits()
-    images = (found.images / 16).astype("float32")[..., None]
-    data = images, found.target.astype("int32")
-    return drawn(data, 900, 300, 597, seed=seed)
+    """Split 1,797 digits of 8 x 8 pixels into 900, 300 and 597 images."""
+    loaded = load_digits()
+    images = (loaded.images / 16).astype("float32")[..., None]
+    data = images, loaded.target.astype("int32")
+    return split(data, 900, 300, 597, seed=seed)
 
 
 def build_model(images: numpy.ndarray) -> keras.Model:
-    """Three convolutions, 34,000 weights for images of 28 x 28 pixels."""
+    """Build three convolutions: 34,000 weights for 28 x 28 pixels."""
     model = keras.Sequential([keras.Input(images.shape[1:])])
     for filters in (16, 32, 64):
         model.add(layers.Conv2D(filters, 3, strides=2, padding="same"))
@@ -88,51 +106,66 @@ def build_model(images: numpy.ndarray) -> keras.Model:
 
 
 # %% [markdown]
-# The one training. The lengths of the averages are common guesses, the same
-# for all: a half-life of one epoch, the last quarter, the latest five epochs.
+# Train once. The lengths of the averages are common choices, the same for all
+# tasks: a half-life of one epoch, the last quarter, the latest five epochs.
 
 
 # %%
-def train(task: Task, training: Data, folder: Path, *, anneal: bool) -> Weights:
-    """Raw weights and three averages; checkpoints and snapshots in a folder."""
-    model, some = build_model(training[0]), training[0][:ENOUGH]
-    steps = -(-len(training[0]) // task.batch)
-    cosine = keras.optimizers.schedules.CosineDecay(RATE, steps * task.epochs)
-    optimizer = keras.optimizers.SGD(cosine if anneal else RATE, momentum=0.9)
+def train(
+    task: Task, training: Data, directory: Path, *, anneal: bool
+) -> Weights:
+    """Return raw and averaged weights, and save checkpoints and snapshots."""
+    model = build_model(training[0])
+    images = training[0][:BATCH_NORM_IMAGES]
+    steps = -(-len(training[0]) // task.batch_size)
+    cosine = keras.optimizers.schedules.CosineDecay(
+        LEARNING_RATE, steps * task.epochs
+    )
+    optimizer = keras.optimizers.SGD(
+        cosine if anneal else LEARNING_RATE, momentum=0.9
+    )
     model.compile(optimizer, "sparse_categorical_crossentropy")
     averages = {
-        "`EMA`": EMA(half_life=steps, swap=False),
-        "`SWA`": SWA(3 * task.epochs // 4, bn_data=some, swap=False),
+        "`EMA`": EMA(decay_from(half_life=steps), swap=False),
+        "`SWA`": SWA(3 * task.epochs // 4, batch_norm_data=images, swap=False),
         "`LAWA`": LAWA(5, swap=False),
     }
-    files = [
-        PowerEMA((0.05, 0.1), snapshots=folder / "snapshots", swap=False),
+    savers = [
+        PowerEMA((0.05, 0.1), snapshot_dir=directory / "snapshots", swap=False),
         keras.callbacks.ModelCheckpoint(
-            folder / "epochs/{epoch:03d}.weights.h5", save_weights_only=True
+            directory / "epochs/{epoch:03d}.weights.h5", save_weights_only=True
         ),
     ]
-    sizes = {"batch_size": task.batch, "epochs": task.epochs, "verbose": 0}
-    model.fit(*training, callbacks=[*averages.values(), *files], **sizes)
+    model.fit(
+        *training,
+        batch_size=task.batch_size,
+        epochs=task.epochs,
+        verbose=0,
+        callbacks=[*averages.values(), *savers],
+    )
 
     raw = model.get_weights()
     weights = {}
     for name, average in averages.items():
         with average.applied():
             weights[name] = model.get_weights()
-    # A control: what the measuring gains alone.
-    update_bn(model, some, verbose=0)
+    # A control: the effect of measured statistics without an average.
+    update_bn(model, images, verbose=0)
     return {"raw": raw, "raw, `update_bn`": model.get_weights(), **weights}
 
 
 # %% [markdown]
-# Of the files two more averages are made, which validation images choose.
+# Make two more averages from the files, selected on validation images.
 
 
 # %%
-def choose(
-    model: keras.Model, images: numpy.ndarray, validation: Data, folder: Path
+def average_files(
+    model: keras.Model,
+    images: numpy.ndarray,
+    validation: Data,
+    directory: Path,
 ) -> Weights:
-    """The greedy soup of the epochs, and the average of the best width."""
+    """Return the greedy soup, and the average with the best width."""
 
     def loss(model: keras.Model) -> float:
         return scores(model, validation)[1]
@@ -142,34 +175,46 @@ def choose(
         return loss(model), model.get_weights()
 
     epochs, snapshots = (
-        sorted(folder.glob(f"{kind}/*")) for kind in ("epochs", "snapshots")
+        sorted(directory.glob(f"{kind}/*")) for kind in ("epochs", "snapshots")
     )
-    how = {"model": model, "bn_data": images, "mode": "min", "verbose": 0}
-    greedy_soup(epochs, loss, folder / "soup.weights.h5", **how)
+    greedy_soup(
+        epochs,
+        loss,
+        directory / "soup.weights.h5",
+        model=model,
+        batch_norm_data=images,
+        mode="min",
+        verbose=0,
+    )
     soup = model.get_weights()
-    made = sweep(snapshots, WIDTHS, loss_and_weights, folder / "widths")
-    _, post_hoc = min(made.values(), key=operator.itemgetter(0))
-    return {"`greedy_soup`": soup, "`PowerEMA`, `sweep`": post_hoc}
+    averages = sweep(snapshots, directory / "widths", WIDTHS, loss_and_weights)
+    _, best = min(averages.values(), key=operator.itemgetter(0))
+    return {"`greedy_soup`": soup, "`PowerEMA`, `sweep`": best}
 
 
 # %%
 def scores(model: keras.Model, data: Data) -> list[float]:
-    """Accuracy in %, loss, and calibration error."""
+    """Return accuracy in %, loss, and calibration error."""
     images, labels = data
-    found = model.predict(images, batch_size=500, verbose=0)
-    accuracy = 100 * float((found.argmax(axis=1) == labels).mean())
-    return [accuracy, loss_of(found, labels), calibration_error(found, labels)]
+    predicted = model.predict(images, batch_size=500, verbose=0)
+    accuracy = 100 * float((predicted.argmax(axis=1) == labels).mean())
+    return [
+        accuracy,
+        loss_of(predicted, labels),
+        calibration_error(predicted, labels),
+    ]
 
 
 def run(task: Task, *, anneal: bool, seed: int) -> Scores:
-    """The test scores of all weights of one training."""
+    """Train once, and return the test scores of all weights."""
     keras.utils.set_random_seed(seed)
     training, validation, test = task.load(seed)
     model = build_model(training[0])
     with tempfile.TemporaryDirectory() as name:
-        weights = train(task, training, Path(name), anneal=anneal)
-        some = training[0][:ENOUGH]
-        weights |= choose(model, some, validation, Path(name))
+        directory = Path(name)
+        weights = train(task, training, directory, anneal=anneal)
+        images = training[0][:BATCH_NORM_IMAGES]
+        weights |= average_files(model, images, validation, directory)
     table = {}
     for name, arrays in weights.items():
         model.set_weights(arrays)
@@ -177,102 +222,164 @@ def run(task: Task, *, anneal: bool, seed: int) -> Scores:
     return table
 
 
+def run_all(options: argparse.Namespace) -> Results:
+    """Train on each task with both learning rates for each seed."""
+    all_data = load_data(options.data, 60_000)
+    load = functools.partial(fashion, all_data, options.images)
+    tasks = {
+        "Fashion-MNIST": Task(load, 128, options.epochs),
+        "digits": Task(digits, 32, 3 * options.epochs),
+    }
+    return {
+        name: {
+            rate: [
+                run(task, anneal=rate == "annealed", seed=seed)
+                for seed in range(options.seeds)
+            ]
+            for rate in ("constant", "annealed")
+        }
+        for name, task in tasks.items()
+    }
+
+
 # %%
 def with_changes(runs: list[Scores]) -> numpy.ndarray:
-    """Scores by seed, row and column, then their differences to the raw."""
-    found = numpy.array([list(table.values()) for table in runs])
-    return numpy.concatenate([found, found - found[:, :1]], axis=2)
+    """Append the differences from the raw weights to the scores.
+
+    Returns an array by seed, average, and three scores and three differences.
+    """
+    table = numpy.array([list(scores.values()) for scores in runs])
+    return numpy.concatenate([table, table - table[:, :1]], axis=2)
 
 
 def print_table(title: str, runs: list[Scores]) -> None:
-    """Mean and standard deviation over the seeds, in Markdown."""
-    columns = "accuracy %", "loss", "calibration error"
-    cells = [title, *columns, *(f"change of {name}" for name in columns)]
+    """Print mean and standard deviation over the seeds, in Markdown."""
+    cells = [title, *METRICS, *(f"change of {name}" for name in METRICS)]
     print(f"\n| {' | '.join(cells)} |\n{'|---' * 7}|")
-    found = with_changes(runs)
+    table = with_changes(runs)
     for row, name in enumerate(runs[0]):
-        means, spreads = found[:, row].mean(0), found[:, row].std(0, ddof=1)
+        means, stds = table[:, row].mean(0), table[:, row].std(0, ddof=1)
         cells = [
-            f"{mean:{form}} ± {spread:{form.removeprefix('+')}}"
-            for mean, spread, form in zip(means, spreads, FORMS, strict=True)
+            f"{mean:{form}} ± {std:{form.removeprefix('+')}}"
+            for mean, std, form in zip(means, stds, FORMATS, strict=True)
         ]
         print(f"| {' | '.join([name, *cells])} |")
 
 
 # %%
-def draw(results: dict[str, dict[str, list[Scores]]], path: Path) -> None:
-    """What each row changes in loss and accuracy, a column for each task."""
+def draw(results: Results, path: Path) -> None:
+    """Draw the changes of loss and accuracy, a column for each task."""
     figure, axes = plt.subplots(
-        2, len(results), figsize=(6, 3.6), layout="constrained", sharey=True
+        2,
+        len(results),
+        figsize=(7.5, 5.2),
+        layout="constrained",
+        sharex="row",
+        sharey=True,
     )
-    for (above, below), (task, by_rate) in zip(
-        axes.T, results.items(), strict=True
-    ):
-        draw_changes(above, by_rate, 4)
-        draw_changes(below, by_rate, 3)
-        above.set_title(task, fontsize="medium")
-        above.set_xlabel("test loss, change from raw", fontsize="small")
-        below.set_xlabel("test accuracy, points from raw", fontsize="small")
-    handles = axes[0, 0].get_legend_handles_labels()
-    look = {"ncols": 2, "frameon": False, "fontsize": "small"}
-    figure.legend(*handles, loc="outside lower center", **look)
+    for column, (task, by_rate) in zip(axes.T, results.items(), strict=True):
+        draw_changes(column[0], by_rate, score=4)
+        draw_changes(column[1], by_rate, score=3)
+        column[0].set_title(task, fontsize="medium")
+        column[0].set_xlabel(
+            r"$\bf{\leftarrow better}$    change of the test loss"
+        )
+        column[1].set_xlabel(
+            r"change of the test accuracy, in points    "
+            r"$\bf{better \rightarrow}$"
+        )
+    figure.suptitle(
+        "Change of the test scores by averaging the weights\n"
+        "(0: the raw weights of the same training)",
+        fontsize="medium",
+    )
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize="small",
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def draw_changes(ax: Any, by_rate: dict[str, list[Scores]], score: int) -> None:
-    """A small mark for each seed, and a bar at their mean."""
+def draw_changes(
+    ax: Any, by_rate: dict[str, list[Scores]], *, score: int
+) -> None:
+    """Draw a small marker for each seed, and a bar at their mean."""
     ax.axvline(0, color="0.6", lw=0.8, zorder=0)
-    looks = ("#0072B2", "o", -0.22), ("#D55E00", "^", 0.22)
-    for (rate, runs), look in zip(by_rate.items(), looks, strict=True):
-        color, marker, shift = look
+    styles = ("#0072B2", "o", -0.2), ("#D55E00", "^", 0.2)
+    for (rate, runs), style in zip(by_rate.items(), styles, strict=True):
+        color, marker, shift = style
         names = [name.replace("`", "") for name in runs[0]][1:]
         heights = numpy.arange(len(names)) + shift
         changes = with_changes(runs)[:, 1:, score]
-        seeds = changes.ravel(), numpy.tile(heights, len(runs)), marker
-        ax.plot(*seeds, c=color, ms=4, alpha=0.5, mew=0, label=f"{rate} rate")
-        ax.plot(changes.mean(0), heights, "|", c=color, ms=7, mew=2)
+        ax.plot(
+            changes.ravel(),
+            numpy.tile(heights, len(runs)),
+            marker,
+            color=color,
+            markersize=4,
+            alpha=0.5,
+            markeredgewidth=0,
+            label=f"{rate} learning rate: a seed",
+        )
+        ax.plot(
+            changes.mean(0),
+            heights,
+            "|",
+            color=color,
+            markersize=9,
+            markeredgewidth=2.5,
+            label=f"{rate} learning rate: mean of {len(runs)} seeds",
+        )
     ax.set_yticks(range(len(names)), names, fontsize="small")
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params("x", labelsize="small")
+    ax.xaxis.label.set_size("small")
     ax.locator_params("x", nbins=5)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 # %%
-def parsed() -> argparse.Namespace:
-    """The options of the command line."""
+def parse_options() -> argparse.Namespace:
+    """Parse the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     debian = Path("/usr/share/datasets/fashion-mnist")
     parser.add_argument("--data", type=Path, default=debian)
     parser.add_argument("--images", type=int, default=10_000)
-    # Of Fashion-MNIST; three times as many of the digits.
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=10,
+        help="of Fashion-MNIST; the digits have three times as many",
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--figure", type=Path)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="JSON file: read if it exists, otherwise written",
+    )
+    parser.add_argument("--figure", type=Path, help="image file to write")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train each task at both rates for each seed, print and draw."""
-    options, began = parsed(), time.monotonic()
-    everything = load_data(options.data, 60_000)
-    load = functools.partial(fashion, everything, options.images)
-    tasks = {
-        "Fashion-MNIST": Task(load, 128, options.epochs),
-        "digits": Task(digits, 32, 3 * options.epochs),
-    }
-    print(f"backend: {keras.config.backend()}; mean ± standard deviation")
-    results: dict[str, dict[str, list[Scores]]] = {}
-    for name, task in tasks.items():
-        results[name] = {}
-        for rate in ("constant", "annealed"):
-            results[name][rate] = [
-                run(task, anneal=rate == "annealed", seed=seed)
-                for seed in range(options.seeds)
-            ]
-            print_table(f"{name}, {rate} rate", results[name][rate])
-    print(f"\n{time.monotonic() - began:.0f} seconds")
+    """Train, or read the results; then print and draw them."""
+    options, start = parse_options(), time.monotonic()
+    if options.results and options.results.exists():
+        results = json.loads(options.results.read_text())
+    else:
+        print(f"backend: {keras.config.backend()}")
+        results = run_all(options)
+        print(f"{time.monotonic() - start:.0f} seconds")
+        if options.results:
+            options.results.write_text(json.dumps(results))
+    print("mean ± standard deviation over the seeds")
+    for task, by_rate in results.items():
+        for rate, runs in by_rate.items():
+            print_table(f"{task}, {rate} learning rate", runs)
     if options.figure:
         draw(results, options.figure)
 

@@ -1,13 +1,13 @@
-"""Better weights for free, on real images.
+"""Train with an exponential moving average of the weights.
 
-A small convolutional net learns scikit-learn's handwritten digits, with an
-exponential moving average of its weights riding along. After each epoch the
-validation accuracy of the raw weights stands beside that of the average; the
-best averaged weights are saved, and the file scores what was logged.
+A small convolutional network is trained on scikit-learn's handwritten digits.
+After each epoch, the validation accuracies of the raw weights and of the
+average are printed. The best averaged weights are saved, and a new model that
+loads them has the accuracy that was logged.
 
     KERAS_BACKEND=jax python examples/digits.py
 
-Needs `keras_wavg`, scikit-learn and one backend; takes seconds on a CPU.
+Requires `keras_wavg`, scikit-learn and a backend. Takes seconds on a CPU.
 """
 
 # %%
@@ -26,12 +26,12 @@ from keras_wavg import EMA, AverageEvaluator
 EPOCHS = 15
 
 # %% [markdown]
-# 1,797 images of 8 x 8 pixels, a third of them kept for validation.
+# 1,797 images of 8 x 8 pixels, a third of them for validation.
 
 
 # %%
 def load_data() -> tuple[Any, ...]:
-    """Training and validation images, then their labels."""
+    """Return training and validation images, then their labels."""
     digits = load_digits()
     images = (digits.images / 16).astype("float32")[..., None]
     return train_test_split(
@@ -40,7 +40,7 @@ def load_data() -> tuple[Any, ...]:
 
 
 def build_model() -> keras.Model:
-    """A convolutional net of 22,000 weights."""
+    """Build a convolutional network with 22,000 weights."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -58,10 +58,10 @@ def build_model() -> keras.Model:
 
 
 def compile_model(model: keras.Model) -> keras.Model:
-    """The model, compiled.
+    """Compile with a large learning rate.
 
-    With a large learning rate and small batches the weights are noisy, which
-    is where an average helps.
+    With a large learning rate and small batches the weights are noisy, so an
+    average helps.
     """
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.005), loss, metrics=["accuracy"])
@@ -69,21 +69,21 @@ def compile_model(model: keras.Model) -> keras.Model:
 
 
 # %% [markdown]
-# In `fit`, validation measures the average. The evaluator measures the raw
-# weights beside it.
+# The validation of `fit` measures the average. `AverageEvaluator` measures the
+# raw weights too.
 
 
 # %%
-def show(epoch: int, logs: Any) -> None:
-    """Print both accuracies of an epoch."""
+def print_accuracies(epoch: int, logs: Any) -> None:
+    """Print the accuracies of raw weights and average after an epoch."""
     raw, average = logs["raw_val_accuracy"], logs["val_accuracy"]
     print(f"{epoch + 1:5}   {raw:12.4f}   {average:16.4f}")
 
 
 def train(training: Any, validation: Any, best: Path) -> float:
-    """Save the best average of a training, and tell its accuracy."""
-    # A horizon of 50 steps; an epoch has 38. It is shorter while training is
-    # young and the weights still travel far.
+    """Train, save the best average, and return its accuracy."""
+    # The mean age is 49 steps; an epoch has 38. With `warmup` the average is
+    # shorter at the start, while the weights change fast.
     ema = EMA(0.98, warmup=True)
     print("epoch   raw accuracy   average accuracy")
     history = compile_model(build_model()).fit(
@@ -95,7 +95,7 @@ def train(training: Any, validation: Any, best: Path) -> float:
         callbacks=[
             ema,
             AverageEvaluator(*validation, averages=[ema]),
-            keras.callbacks.LambdaCallback(on_epoch_end=show),
+            keras.callbacks.LambdaCallback(on_epoch_end=print_accuracies),
             keras.callbacks.ModelCheckpoint(
                 best,
                 monitor="val_accuracy",
@@ -110,7 +110,7 @@ def train(training: Any, validation: Any, best: Path) -> float:
 
 # %%
 def main() -> None:
-    """Train, compare, save and check."""
+    """Train, save and load the best average, and compare."""
     keras.utils.set_random_seed(0)
     print(f"backend: {keras.config.backend()}")
     x_train, x_val, y_train, y_val = load_data()
@@ -119,11 +119,11 @@ def main() -> None:
 
     deployed = build_model()
     deployed.load_weights(best)
-    _, scored = compile_model(deployed).evaluate(x_val, y_val, verbose=0)
-    print(f"best average, as logged in training: {logged:.4f}")
-    print(f"the saved file, loaded into a new model: {scored:.4f}")
-    if not math.isclose(logged, scored, rel_tol=1e-6):
-        raise SystemExit("The file does not score what was logged.")
+    _, loaded = compile_model(deployed).evaluate(x_val, y_val, verbose=0)
+    print(f"best average, logged in training: {logged:.4f}")
+    print(f"saved weights, loaded into a new model: {loaded:.4f}")
+    if not math.isclose(logged, loaded, rel_tol=1e-6):
+        raise SystemExit("The accuracy of the saved weights is not the logged.")
 
 
 if __name__ == "__main__":

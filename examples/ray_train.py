@@ -1,12 +1,12 @@
-"""Train on two workers of Ray, with an average that survives a killed worker.
+"""Train on two workers of Ray, with an average, and resume after a failure.
 
-The workers train one model of JAX together, by `keras.distribution`. After each
-epoch Orbax saves the weights, the optimizer and the average; if a worker dies,
-Ray starts all of them again, and they go on from the last checkpoint.
+The workers train one model with JAX and `keras.distribution`. After each epoch,
+Orbax saves the weights, the optimizer and the average. If a worker is killed,
+Ray restarts all workers, and training resumes from the last checkpoint.
 
     pip install "ray[train]" jax orbax-checkpoint scikit-learn keras-wavg
-    python ray_train.py          # from the beginning to the end
-    python ray_train.py --kill   # one worker is killed in the third epoch
+    python ray_train.py          # without a failure
+    python ray_train.py --kill   # a worker is killed in the third epoch
 
 Both print the same scores.
 """
@@ -26,11 +26,11 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 WORKERS = 2
 EPOCHS = 20
 BATCH_SIZE = 64
-KILLED_IN = 2
+KILL_EPOCH = 2
 
 
 def join_processes(rank: int) -> None:
-    """Let JAX know all workers. It comes before Keras is imported."""
+    """Connect JAX to all workers. Call this before you import Keras."""
     import jax
     from ray.train.collective import broadcast_from_rank_zero
     from ray.util import get_node_ip_address
@@ -48,7 +48,7 @@ def join_processes(rank: int) -> None:
 
 
 def build() -> Any:
-    """A classifier of the digits, on the devices of all workers."""
+    """Build a classifier of digits on the devices of all workers."""
     import keras
 
     keras.distribution.set_distribution(
@@ -67,18 +67,18 @@ def build() -> Any:
 
 
 def data(rank: int) -> Any:
-    """What a worker trains on: its part of each batch."""
+    """Return the part of a worker of each batch, and the test data."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype("float32")
-    count = 1280  # Whole batches; the rest is to test on.
-    own = slice(rank, count, WORKERS)
-    return (x[own], y[own]), (x[count:], y[count:])
+    count = 1280  # Whole batches. The others are test data.
+    part = slice(rank, count, WORKERS)
+    return (x[part], y[part]), (x[count:], y[count:])
 
 
 def work(config: dict) -> None:
-    """What each worker does, from the start or from the last checkpoint."""
+    """Train in a worker, from the last checkpoint if there is one."""
     rank = train.get_context().get_world_rank()
     join_processes(rank)
 
@@ -86,47 +86,49 @@ def work(config: dict) -> None:
 
     from keras_wavg import EMA
 
-    folder, mark = Path(config["folder"]), Path(config["folder"], "killed")
+    directory = Path(config["directory"])
+    killed = directory / "killed"
     model, ema = build(), EMA(0.98)
     ema.set_model(model)
     orbax = keras.callbacks.OrbaxCheckpoint(
-        folder / "orbax", save_on_background=False
+        directory / "orbax", save_on_background=False
     )
-    names = [step.name for step in folder.glob("orbax/*")]
+    names = [step.name for step in directory.glob("orbax/*")]
     epochs = [int(name) for name in names if name.isdecimal()]
     if epochs:
-        model.load_weights(folder / "orbax")
-    first = max(epochs, default=-1) + 1
+        model.load_weights(directory / "orbax")
+    initial_epoch = max(epochs, default=-1) + 1
 
+    # Ray pickles this function without the globals of class bodies.
     class Kill(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
             del logs
-            is_due = config["kill"] and rank == 1 and epoch == KILLED_IN
-            if is_due and not mark.exists():
-                mark.touch()
+            is_due = config["kill"] and rank == 1 and epoch == KILL_EPOCH
+            if is_due and not killed.exists():
+                killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    trained, tested = data(rank)
+    training, test = data(rank)
     model.fit(
-        *trained,
+        *training,
         batch_size=BATCH_SIZE // WORKERS,
         epochs=EPOCHS,
-        initial_epoch=first,
+        initial_epoch=initial_epoch,
         shuffle=False,
         verbose=0,
         callbacks=[ema, orbax, Kill()],
     )
-    # Each worker tests on the same digits, so the score is that of one.
-    averaged = model.evaluate(*tested, verbose=0, return_dict=True)
+    # All workers evaluate the same test data.
+    averaged = model.evaluate(*test, verbose=0, return_dict=True)
     ema.restore()
-    raw = model.evaluate(*tested, verbose=0, return_dict=True)
-    scores = {"first": first, "averaged": averaged, "raw": raw}
+    raw = model.evaluate(*test, verbose=0, return_dict=True)
+    scores = {"initial_epoch": initial_epoch, "averaged": averaged, "raw": raw}
     if rank == 0:
-        (folder / "scores.json").write_text(json.dumps(scores))
+        (directory / "scores.json").write_text(json.dumps(scores))
 
 
 def main() -> None:
-    """Train, and print what the model with the average scores."""
+    """Train, and print the scores of the average and the raw weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kill", action="store_true")
     arguments = parser.parse_args()
@@ -136,18 +138,18 @@ def main() -> None:
         include_dashboard=False,
         runtime_env={"env_vars": environment},
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         DataParallelTrainer(
             work,
-            train_loop_config={"folder": folder, "kill": arguments.kill},
+            train_loop_config={"directory": directory, "kill": arguments.kill},
             scaling_config=train.ScalingConfig(num_workers=WORKERS),
             run_config=train.RunConfig(
-                storage_path=folder,
+                storage_path=directory,
                 failure_config=train.FailureConfig(max_failures=1),
             ),
         ).fit()
-        scores = json.loads(Path(folder, "scores.json").read_text())
-    print(f"last started at epoch {scores.pop('first')}")
+        scores = json.loads(Path(directory, "scores.json").read_text())
+    print(f"last started at epoch {scores.pop('initial_epoch')}")
     for name, score in scores.items():
         print(f"{name}: loss {score['loss']:.6f}, ", end="")
         print(f"accuracy {score['accuracy']:.4f}")

@@ -1,19 +1,19 @@
-"""`python -m keras_wavg` is `keras-wavg`."""
+"""Runs the command `keras-wavg`, also as `python -m keras_wavg`."""
 
 import signal
 import sys
 import threading
 from typing import Any, NoReturn
 
-_INTERRUPTED = 130  # As shells have it: 128, and the number of the signal.
+_INTERRUPTED = 130  # As in shells: 128 plus the number of the signal.
 
 
 class _Interrupt(BaseException):
-    """Ctrl-C, where nobody but `main` knows it."""
+    """Ctrl-C, as an exception that only `main` catches."""
 
 
 def main() -> None:
-    """Run the command. Ctrl-C ends it in one line, while it imports, too."""
+    """Run the command. Ctrl-C ends it with one line, even during imports."""
     interrupts = []
 
     def interrupt(*_: Any) -> NoReturn:
@@ -21,8 +21,8 @@ def main() -> None:
         raise interrupts[-1]
 
     def interrupt_again(ignored: Any) -> None:
-        # Python drops what is raised in a callback of a weak reference (each
-        # import has one) and in a destructor.
+        # Python ignores exceptions in destructors and in callbacks of weak
+        # references, which each import has.
         if isinstance(ignored.exc_value, _Interrupt):
             threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
         else:
@@ -35,7 +35,7 @@ def main() -> None:
 
         app(prog_name="keras-wavg")
     except BaseException:
-        # Python may make another error of one that is raised while it imports.
+        # During imports, Python may replace the exception by another one.
         if not interrupts:
             raise
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Checks of arguments, in the words of Keras."""
+"""Validates arguments, with errors worded as in Keras."""
 
 import math
 import numbers
@@ -8,13 +8,33 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Include = str | Callable[[str], bool] | None
-"""Which variables: a regular expression, a predicate on paths, or all."""
+"""Variables to include: a regular expression, a function of paths, or all."""
 
-_HIGHER_IS_BETTER = ("acc", "auc", "f1", "fmeasure", "precision", "recall")
+# The metrics of Keras, by the direction that Keras gives them.
+_HIGHER_IS_BETTER = frozenset(
+    """
+    acc accuracy auc binary_accuracy binary_io_u categorical_accuracy
+    concordance_correlation cosine_similarity f1_score fbeta_score io_u
+    mean_io_u one_hot_io_u one_hot_mean_io_u pearson_correlation precision
+    precision_at_recall r2_score recall recall_at_precision
+    sensitivity_at_specificity sparse_categorical_accuracy
+    sparse_top_k_categorical_accuracy specificity_at_sensitivity
+    top_k_categorical_accuracy
+    """.replace("_", "").split()
+)
+_LOWER_IS_BETTER = frozenset(
+    """
+    bce binary_crossentropy categorical_crossentropy categorical_hinge hinge
+    kl_divergence log_cosh_error logcosh loss mae mape mean_absolute_error
+    mean_absolute_percentage_error mean_squared_error
+    mean_squared_logarithmic_error mse msle poisson root_mean_squared_error
+    sparse_categorical_crossentropy squared_hinge
+    """.replace("_", "").split()
+)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number, of Python or of NumPy."""
+    """Whether a value is a real number of Python or NumPy."""
     return isinstance(value, numbers.Real)
 
 
@@ -46,7 +66,7 @@ def decay(decay: Any) -> float:
     return float(decay)
 
 
-def share(name: str, value: Any) -> float:
+def fraction(name: str, value: Any) -> float:
     """The argument `name` as a float in (0, 1]."""
     if not is_number(value) or not 0 < value <= 1:
         raise ValueError(
@@ -104,7 +124,7 @@ def include(include: Include) -> Include:
 
 
 def predicate(include: Include) -> Callable[[str], Any]:
-    """What the argument `include` says of a path."""
+    """The argument `include` as a function of a path."""
     if include is None:
         return lambda _: True
     return re.compile(include).search if isinstance(include, str) else include
@@ -123,7 +143,7 @@ def name(name: Any, default: str) -> str:
 
 
 def score(value: Any) -> float:
-    """What a function, the argument `score`, returned."""
+    """The result of the function `score` as a float."""
     try:
         return float(value)
     except (TypeError, ValueError) as error:
@@ -133,10 +153,10 @@ def score(value: Any) -> float:
 
 
 def repeatable(name: str, data: Any) -> Any:
-    """The argument `name`, data that is gone through several times."""
+    """The argument `name`, data that is iterated several times."""
     if isinstance(data, Iterator):
         raise ValueError(  # noqa: TRY004
-            f"`{name}` must be data that can be gone through again and again. "
+            f"`{name}` must be data that can be iterated several times. "
             f"Received: {name}={data!r}, an iterator. Pass arrays, a "
             "`keras.utils.PyDataset`, a `tf.data.Dataset` or a "
             "`torch.utils.data.DataLoader`."
@@ -154,12 +174,32 @@ def device(device: Any) -> str | None:
     return device
 
 
-def is_higher_better(metric: str, mode: Any) -> bool:
-    """What the argument `mode` says of a metric."""
+def is_higher_better(monitor: str, mode: Any) -> bool:
+    """Whether a higher value of a metric is better, by the argument `mode`.
+
+    For `mode="auto"` this decides as Keras does, but from the name alone.
+
+    Args:
+        monitor: String, the name of the metric, with or without `val_`.
+        mode: `"auto"`, `"min"` or `"max"`.
+
+    Raises:
+        ValueError: If `mode` is not one of these, or if it is `"auto"` and the
+            metric is not one of Keras.
+    """
     if mode not in {"auto", "min", "max"}:
         raise ValueError(
             f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}"
         )
-    if mode == "auto":
-        return any(part in metric for part in _HIGHER_IS_BETTER)
-    return mode == "max"
+    if mode != "auto":
+        return mode == "max"
+    # Keras numbers instances of a metric, `auc_1`, and accepts `AUC`.
+    name = re.sub(r"_\d+$", "", monitor.removeprefix("val_"))
+    name = name.lower().replace("_", "")
+    if name not in _HIGHER_IS_BETTER | _LOWER_IS_BETTER:
+        raise ValueError(
+            "With `mode='auto'`, `monitor` must be a loss or a metric of "
+            f"Keras. Received: monitor={monitor!r}. Pass `mode='max'` if a "
+            "higher value is better, or `mode='min'` if a lower one is."
+        )
+    return name in _HIGHER_IS_BETTER

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Writes files and directories atomically."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 from keras_wavg import system
 
 PREFIX = ".keras_wavg"
-"""How folders are named that are not whole yet."""
+"""Prefix of the names of temporary directories."""
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """Where a path leads to, through links. One to itself leads nowhere."""
+    """The path after following links. A link to itself is its own target."""
     return Path(os.path.realpath(path))
 
 
@@ -24,62 +24,63 @@ def target_of(path: str | os.PathLike[str]) -> Path:
 def replacing(
     path: str | os.PathLike[str], *, overwrite: bool = True
 ) -> Iterator[Path]:
-    """Context that writes a file elsewhere and moves it into place at its end.
+    """Context that writes a file or a directory atomically.
 
-    The file may be a folder.
+    It is written to a temporary directory, and moved into place at the end of
+    the context. After an error or a sudden end of the process, `path` is
+    unchanged, or missing if it is a directory or has parts. Parts are other
+    files that are written beside it, such as the shards of an index. They are
+    moved first, after the old file at `path` was removed, so that it never
+    names the wrong parts.
 
-    Whatever goes wrong, `path` is what it was, or, if the file has parts or is
-    a folder, missing. Parts are other files written beside it, such as the
-    shards of an index: they are moved first. What was at `path` is removed
-    before that, so it never names the wrong parts.
-
-    What a process that was killed has left of the same file is removed.
+    Temporary directories that killed processes left for the same path are
+    removed.
 
     Args:
-        path: Where the file is to be. A link stays, its target is replaced.
-        overwrite: Boolean, whether files may be replaced. They keep their mode.
-            Defaults to `True`.
+        path: `str` or `path`-like. If it is a link, its target is replaced.
+        overwrite: Boolean, whether to replace existing files. They keep their
+            mode. Defaults to `True`.
 
     Yields:
-        `pathlib.Path` with the same file name, for the file to be written to.
+        `pathlib.Path` of the temporary file, which has the same name.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
-        FileExistsError: If there is a file, also one that appeared meanwhile,
-            and not `overwrite`. It stays, and nothing is written.
+        FileNotFoundError: If the directory of `path` is missing.
+        FileExistsError: If the file exists at the end of the context and
+            `overwrite` is false. It is not changed.
     """
     target = target_of(path)
     try:
-        with folder_beside(target) as folder:
-            written = folder / target.name
-            yield written
-            parts = [part for part in folder.iterdir() if part != written]
-            _move_all([*parts, written], target, overwrite=overwrite)
+        with temporary_directory_beside(target) as directory:
+            temporary = directory / target.name
+            yield temporary
+            parts = [part for part in directory.iterdir() if part != temporary]
+            _move_all([*parts, temporary], target, overwrite=overwrite)
     except OSError as error:
-        system.raise_with_name(error, target)
+        system.raise_with_path(error, target)
 
 
-def move(folder: Path, target: Path, *, overwrite: bool) -> None:
-    """Move a folder into place, once it is on the disk.
+def move(directory: Path, target: Path, *, overwrite: bool) -> None:
+    """Flush a directory to the disk, and move it into place.
 
     Args:
-        folder: The folder.
-        target: Where it is to be, in the same file system.
-        overwrite: Boolean, whether one that is there may be replaced.
+        directory: `pathlib.Path` of the directory.
+        target: `pathlib.Path` in the same file system.
+        overwrite: Boolean, whether to replace an existing directory.
 
     Raises:
-        FileExistsError: If there is one and not `overwrite`.
+        FileExistsError: If the target exists and `overwrite` is false.
     """
-    _move_all([folder], target, overwrite=overwrite)
+    _move_all([directory], target, overwrite=overwrite)
 
 
 def _move_all(files: Sequence[Path], target: Path, *, overwrite: bool) -> None:
     for file in files:
         for part in (*file.rglob("*"), file):
-            system.store(part)
-    into_place = _replace if overwrite else _add
-    into_place(files, target)
-    system.store(target.parent)
+            system.flush_to_disk(part)
+    move_into_place = _replace if overwrite else _add
+    move_into_place(files, target)
+    system.flush_to_disk(target.parent)
 
 
 def _replace(files: Sequence[Path], target: Path) -> None:
@@ -92,54 +93,57 @@ def _replace(files: Sequence[Path], target: Path) -> None:
         _move(file, target.with_name(file.name))
 
 
-def _move(file: Path, place: Path) -> None:
-    if not file.is_dir() or not place.exists():
-        file.replace(place)
+def _move(file: Path, target: Path) -> None:
+    if not file.is_dir() or not target.exists():
+        file.replace(target)
         return
-    # A folder cannot be moved over another one.
+    # A directory cannot replace another one that is not empty.
     old = file.with_name(f"{file.name}.old")
-    place.replace(old)
+    target.replace(old)
     try:
-        file.replace(place)
+        file.replace(target)
     except BaseException:
-        old.replace(place)
+        old.replace(target)
         raise
 
 
 def _add(files: Sequence[Path], target: Path) -> None:
     with contextlib.ExitStack() as undo:
         for file in files:
-            place = target.with_name(file.name)
+            path = target.with_name(file.name)
             try:
-                system.move_to_free_place(file, place)
+                system.move_without_replacing(file, path)
             except FileExistsError as error:
                 raise FileExistsError(
                     "A file is replaced only with `overwrite=True`. Received: "
-                    f"{str(place)!r}, which has appeared meanwhile."
+                    f"{str(path)!r}, which another process has created"
                 ) from error
-            undo.callback(place.unlink)
+            undo.callback(path.unlink)
         undo.pop_all()
 
 
 @contextlib.contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """Context with a new folder beside a file, which is removed at its end.
+def temporary_directory_beside(path: Path) -> Iterator[Path]:
+    """Context with a temporary directory beside a path.
 
-    A move within a file system is atomic. What a process that was killed has
-    left of the same file is removed.
+    It is in the same file system, where a move is atomic. Directories that
+    killed processes left for the same path are removed.
     """
-    # Short, as the name of the file may be as long as a name can be.
-    prefix = f"{PREFIX}-{zlib.crc32(os.fsencode(target.name)):08x}-"
-    for left in target.parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), system.locked(left) as is_ours:
-            if is_ours:
+    # A checksum, as the name of the file may have the maximum length.
+    prefix = f"{PREFIX}-{zlib.crc32(os.fsencode(path.name)):08x}-"
+    for left in path.parent.glob(f"{prefix}*"):
+        with (
+            contextlib.suppress(OSError),
+            system.directory_lock(left) as is_locked,
+        ):
+            if is_locked:  # its process has ended
                 shutil.rmtree(left, ignore_errors=True)
-    # It gets its name once it is locked: another run would remove it before.
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PREFIX}-"))
+    # Renamed only after it is locked, or another process could remove it.
+    directory = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PREFIX}-"))
     try:
-        with system.locked(folder):
-            name = f"{prefix}{folder.name[-8:]}"
-            folder = folder.rename(folder.with_name(name))
-            yield folder
+        with system.directory_lock(directory):
+            name = f"{prefix}{directory.name[-8:]}"
+            directory = directory.rename(directory.with_name(name))
+            yield directory
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Predictions of several weights of one model."""
+"""Averages the predictions of several weights of one model."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,20 +8,20 @@ import keras
 import numpy
 
 from keras_wavg import arguments
-from keras_wavg.backend import assign, attach_weights, host_copies
+from keras_wavg.backend import assign, host_copies, sync_weights
 
 
 @contextlib.contextmanager
-def weights_given_back(model: Any) -> Iterator[None]:
-    """Context after which a model holds what it held before, bit for bit."""
-    attach_weights(model)
-    before = host_copies(model.weights)
+def weights_restored(model: Any) -> Iterator[None]:
+    """Context after which a model has its previous weights, bit for bit."""
+    sync_weights(model)
+    previous = host_copies(model.weights)
     try:
         yield
     finally:
-        # What failed in the midst of a prediction left them elsewhere.
-        attach_weights(model)
-        assign(model.weights, before)
+        # An error during a prediction may have left them detached.
+        sync_weights(model)
+        assign(model.weights, previous)
 
 
 def mean_prediction(
@@ -32,20 +32,21 @@ def mean_prediction(
     verbose: Any,
     **options: Any,
 ) -> Any:
-    """The mean of predictions, in float64.
+    """Average predictions in float64.
 
     Args:
         model: A Keras model.
-        x: What `model.predict` takes.
-        members: Contexts in which the model holds the weights to predict with.
-        verbose: `"auto"`, 1 or 0, as in `model.predict`.
-        **options: What else `model.predict` takes.
+        x: Data, as for `model.predict`.
+        members: Sequence of contexts, in each of which the model has the
+            weights to predict with.
+        verbose: `"auto"` or 1 for a progress bar, 0 for none.
+        **options: Other arguments of `model.predict`.
 
     Returns:
         NumPy array(s) of the dtype of the predictions.
 
     Raises:
-        ValueError: If `x` is an iterator, gone after the first prediction.
+        ValueError: If `x` is an iterator, which can be iterated only once.
     """
     arguments.repeatable("x", x)
     bar = keras.utils.Progbar(
@@ -55,7 +56,7 @@ def mean_prediction(
     for member in members:
         with member:
             predicted = model.predict(x, verbose=0, **options)
-        total = _added(total, predicted)
+        total = _add(total, predicted)
         bar.add(1)
     return keras.tree.map_structure(
         lambda sums, like: (sums / len(members)).astype(like.dtype),
@@ -64,7 +65,7 @@ def mean_prediction(
     )
 
 
-def _added(total: Any, predicted: Any) -> Any:
+def _add(total: Any, predicted: Any) -> Any:
     if total is None:
         return keras.tree.map_structure(
             lambda array: array.astype("float64"), predicted

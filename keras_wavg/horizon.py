@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 
 from keras_wavg import arguments
-from keras_wavg.profile import WIDEST
+from keras_wavg.profile import MAX_SIGMA_REL
 from keras_wavg.schedules import decay_from_half_life
 
 _UNITS = {"steps": None, "epochs": "steps_per_epoch", "samples": "batch_size"}
-# Of 1 / decay, times the steps: as good as a plain mean.
-_FLATTEST = 1e-3
+# A decay of `exp(-_MIN_RATE / steps)` is, in effect, the plain mean.
+_MIN_RATE = 1e-3
 
 
 def decay_from(
@@ -25,29 +25,31 @@ def decay_from(
 ) -> float:
     """Convert the horizon of an average to a decay per optimizer step.
 
-    Give one of `decay`, `half_life` and `sigma_rel`. (The other way round,
-    `Profile.ema(decay, steps)` knows half-life, mean age and `sigma_rel`.)
+    Set exactly one of `decay`, `half_life` and `sigma_rel`. For the inverse,
+    `Profile.ema(decay, steps)` has `half_life`, `mean_age` and `sigma_rel`.
 
     Args:
-        decay: Float in [0, 1), a decay per step at another batch size, for
-            `batch_size_ratio`.
-        half_life: Positive float, in which the average forgets half of its
-            past: `2 ** (-1 / half_life)`, in optimizer steps.
-        sigma_rel: Float in [1e-9, 1 / sqrt(12)), the deviation of the age
-            of what is in the average at the end of a training of `steps`
-            steps, by `steps`.
-        unit: `"steps"`, `"epochs"` or `"samples"`, that of `half_life`.
-            Defaults to `"steps"`.
-        steps_per_epoch: Positive float, the optimizer steps of an epoch, for
-            `unit="epochs"`.
-        batch_size: Positive integer, the samples of an optimizer step, for
-            `unit="samples"`.
-        steps: Integer > 1, the optimizer steps of the training, for
-            `sigma_rel`.
-        batch_size_ratio: Positive float, the batch size of this training by
-            that of the one for which the horizon was chosen (kappa): the
-            decay is raised to its power, so that the average covers as many
-            samples as there. (Scale the learning rate too.) Defaults to `1.0`.
+        decay: Float in [0, 1), the decay per optimizer step at another batch
+            size, for `batch_size_ratio`. Defaults to `None`.
+        half_life: Positive float, the time in which the coefficients of past
+            samples halve, in `unit`. In optimizer steps, the decay is
+            `2 ** (-1 / half_life)`. Defaults to `None`.
+        sigma_rel: Float in (0, 1 / sqrt(12)), the relative width: the standard
+            deviation of the age of the samples at the end of training, divided
+            by `steps`. Defaults to `None`.
+        unit: String, the unit of `half_life`: `"steps"`, `"epochs"` or
+            `"samples"`. Defaults to `"steps"`.
+        steps_per_epoch: Positive float, the number of optimizer steps in an
+            epoch, for `unit="epochs"`. Defaults to `None`.
+        batch_size: Positive integer, the number of samples in an optimizer
+            step, for `unit="samples"`. Defaults to `None`.
+        steps: Integer >= 2, the number of optimizer steps of the training, for
+            `sigma_rel`. Defaults to `None`.
+        batch_size_ratio: Positive float, the batch size of this training
+            divided by that for which the horizon was chosen (kappa in the
+            paper). The decay is raised to this power, so that the average
+            covers the same number of samples. Scale the learning rate too.
+            Defaults to `1.0`.
 
     Example:
 
@@ -63,11 +65,11 @@ def decay_from(
     ```
 
     Returns:
-        Float in [0, 1), for `EMA(decay)`, `Profile.ema` and `synthesize`.
+        Float in [0, 1), for `EMA`, `Profile.ema` and `synthesize`.
 
     Raises:
-        ValueError: If not exactly one horizon is given, if what its unit needs
-            is missing, or if a number is out of its range.
+        ValueError: If not exactly one horizon is set, if an argument that the
+            unit needs is missing, or if an argument is out of its range.
 
     References:
         - [Busbridge et al., 2023](https://arxiv.org/abs/2307.13813), definition
@@ -76,72 +78,73 @@ def decay_from(
           for the relative width
     """
     horizons = {"decay": decay, "half_life": half_life, "sigma_rel": sigma_rel}
-    given = {k: v for k, v in horizons.items() if v is not None}
-    if len(given) != 1:
+    received = [name for name, value in horizons.items() if value is not None]
+    if len(received) != 1:
         raise ValueError(
-            "Exactly one of `decay`, `half_life` and `sigma_rel` must be given."
-            f" Received: {', '.join(given) or 'none'}"
+            "Exactly one of `decay`, `half_life` and `sigma_rel` must be set. "
+            f"Received: {', '.join(received) or 'none of them'}"
         )
     ratio = arguments.positive("batch_size_ratio", batch_size_ratio)
-    units = {"steps_per_epoch": steps_per_epoch, "batch_size": batch_size}
-    size = _steps_of(unit, units)
+    sizes = {"steps_per_epoch": steps_per_epoch, "batch_size": batch_size}
+    steps_per_unit = _steps_per_unit(unit, sizes)
     if half_life is not None:
-        number = arguments.positive("half_life", half_life)
-        found = decay_from_half_life(number * size)
+        half_life = arguments.positive("half_life", half_life)
+        per_step = decay_from_half_life(half_life * steps_per_unit)
     elif sigma_rel is not None:
-        found = _decay_from_width(sigma_rel, steps)
+        per_step = _decay_from_sigma_rel(sigma_rel, steps)
     else:
-        found = arguments.decay(decay)
-    return arguments.decay(found**ratio)
+        per_step = arguments.decay(decay)
+    return arguments.decay(per_step**ratio)
 
 
-def _steps_of(unit: str, sizes: Mapping[str, float | None]) -> float:
-    """The optimizer steps in a unit."""
+def _steps_per_unit(unit: str, sizes: Mapping[str, float | None]) -> float:
     if unit not in _UNITS:
         raise ValueError(
             f"`unit` must be one of {list(_UNITS)}. Received: unit={unit!r}"
         )
-    needed = _UNITS[unit]
+    required = _UNITS[unit]
     for name, size in sizes.items():
-        if size is not None and name != needed:
+        if size is not None and name != required:
             raise ValueError(
-                f"`{name}` is for another unit. Received: unit={unit!r}, "
-                f"{name}={size!r}. Pass `unit='epochs'` with "
-                "`steps_per_epoch`, `unit='samples'` with `batch_size`."
+                f"`{name}` does not apply to this unit. Received: "
+                f"unit={unit!r}, {name}={size!r}. Use `unit='epochs'` with "
+                "`steps_per_epoch`, or `unit='samples'` with `batch_size`."
             )
-    if needed is None:
+    if required is None:
         return 1.0
-    size = arguments.positive(needed, sizes[needed])
+    size = arguments.positive(required, sizes[required])
     return size if unit == "epochs" else 1 / size
 
 
-def _decay_from_width(sigma_rel: float, steps: int | None) -> float:
-    """Of a geometric distribution that is cut off at `steps`.
-
-    With `decay = exp(-x)` its variance is `1 / (4 * sinh(x / 2)**2)` less
-    `steps**2 / (4 * sinh(steps * x / 2)**2)`, which falls in x.
-    """
-    count = arguments.integer("steps", steps, at_least=2)
-    low = _FLATTEST / count
+def _decay_from_sigma_rel(sigma_rel: float, steps: int | None) -> float:
+    """Find the decay of a relative width by bisection."""
+    steps = arguments.integer("steps", steps, at_least=2)
+    low = _MIN_RATE / steps
     if not arguments.is_number(sigma_rel) or not (
-        0 < sigma_rel < _width(low, count)
+        0 < sigma_rel < _sigma_rel(low, steps)
     ):
         raise ValueError(
-            f"`sigma_rel` must be in the range (0, {WIDEST:.4f}), of which the "
-            f"last is the plain mean. Received: sigma_rel={sigma_rel!r}, "
-            f"steps={count}"
+            f"`sigma_rel` must be in the range (0, {MAX_SIGMA_REL:.4f}); the "
+            "upper bound is the width of the plain mean. Received: "
+            f"sigma_rel={sigma_rel!r}, steps={steps}"
         )
-    high = 2 * math.asinh(1 / (2 * sigma_rel * count))
+    high = 2 * math.asinh(1 / (2 * sigma_rel * steps))
     while low < (middle := (low + high) / 2) < high:
-        if _width(middle, count) > sigma_rel:
+        if _sigma_rel(middle, steps) > sigma_rel:
             low = middle
         else:
             high = middle
     return math.exp(-high)
 
 
-def _width(x: float, steps: int) -> float:
-    whole = 1 / (2 * math.sinh(x / 2))
-    # Beyond that nothing is cut off, and `sinh` overflows.
-    cut = steps / (2 * math.sinh(min(steps * x / 2, 700)))
-    return math.sqrt(max(0.0, (whole - cut) * (whole + cut))) / steps
+def _sigma_rel(rate: float, steps: int) -> float:
+    """Return the relative width of the decay `exp(-rate)` after some steps.
+
+    The age has a geometric distribution, truncated at `steps`. Its variance is
+    `1 / (4 * sinh(rate / 2)**2) - steps**2 / (4 * sinh(steps * rate / 2)**2)`.
+    """
+    untruncated = 1 / (2 * math.sinh(rate / 2))
+    # At large arguments the second term is 0, and `sinh` overflows.
+    truncation = steps / (2 * math.sinh(min(steps * rate / 2, 700)))
+    difference = (untruncated - truncation) * (untruncated + truncation)
+    return math.sqrt(max(0.0, difference)) / steps

@@ -1,4 +1,4 @@
-"""Which weights of a model are averaged."""
+"""The weights of a model that are averaged."""
 
 from typing import Any
 
@@ -9,20 +9,24 @@ from keras_wavg.arguments import Include
 
 
 def averaged_variables(model: Any, include: Include) -> list[Any]:
-    """The variables of a model that are averaged, in the model's order."""
+    """The variables of a model that are averaged, in the model's order.
+
+    Raises:
+        ValueError: If there is none.
+    """
     chosen = arguments.predicate(include)
     variables = [
         variable
         for variable in model.weights
         if keras.backend.is_float_dtype(variable.dtype)
-        # The scales of float8 training, which no optimizer steps.
+        # The scales of float8 training, which no optimizer updates.
         and not getattr(variable, "overwrite_with_gradient", False)
         and chosen(variable.path)
     ]
     if not variables and include is None:
         raise ValueError(
-            "A model must have at least one floating-point weight to be "
-            f"averaged. Received: model={model!r}, without"
+            "The model must have at least one floating-point weight. Received: "
+            f"model={model!r}, which has none."
         )
     if not variables:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""What this package uses of Keras that Keras does not promise to keep.
+"""The private parts of Keras that this package uses.
 
-Each has a test that tells when it is gone. What can go on without it, does.
+A test of each fails once Keras changes it. There are fallbacks where possible.
 """
 
 from collections.abc import Mapping
@@ -11,28 +11,28 @@ from keras import ops
 
 
 def has_value(variable: Any) -> bool:
-    """Whether a variable holds a value.
+    """Whether a variable has a value.
 
-    On JAX an error in the first batch of `predict` or `evaluate` leaves a model
-    without them.
+    On JAX an error in the first batch of `predict` or `evaluate` leaves the
+    variables of a model without values.
     """
     return getattr(variable, "_value", True) is not None
 
 
 def pending_state(model: Any) -> Mapping[str, Any]:
-    """The arrays that JAX's trainer keeps out of the variables.
+    """The arrays that the trainer of JAX keeps outside of the variables.
 
-    During an epoch the newest weights are here and nowhere else. The public
-    way, `Callback.model`, writes all of them and the optimizer's back into
-    their variables, and the next step takes them all out again: four times the
-    cost of an update.
+    During an epoch the current weights are only here. The public way,
+    `Callback.model`, writes them and the optimizer's variables back, and the
+    next step reads all of them again, which takes four times as long as an
+    update.
 
     Args:
         model: A Keras model.
 
     Returns:
-        Lists of arrays by the name of the attribute of the model that lists
-        their variables; empty if the variables have their values.
+        Dict from attributes of the model that are lists of variables to lists
+        of arrays. Empty if the variables have their values.
     """
     if getattr(model, "_jax_state_synced", True):
         return {}
@@ -40,7 +40,7 @@ def pending_state(model: Any) -> Mapping[str, Any]:
 
 
 def flattened_layers(model: Any) -> list[Any]:
-    """All layers of a model, those of its layers too, and itself."""
+    """All layers of a model, including nested layers and the model itself."""
     if hasattr(model, "_flatten_layers"):
         return list(model._flatten_layers())
     layers = [model]
@@ -50,7 +50,7 @@ def flattened_layers(model: Any) -> list[Any]:
 
 
 def reduction_axes(layer: Any) -> list[int]:
-    """The axes over which a `BatchNormalization` takes its statistics."""
+    """The axes that a `BatchNormalization` reduces."""
     known = getattr(layer, "_reduction_axes", None)
     if known is not None:
         return list(known)
@@ -59,7 +59,7 @@ def reduction_axes(layer: Any) -> list[int]:
 
 
 def synchronized_moments(layer: Any, inputs: Any, mask: Any) -> Any:
-    """Mean and variance of a batch, over all replicas.
+    """Mean and variance of a batch across all replicas.
 
     Args:
         layer: A `BatchNormalization` with `synchronized=True`.
@@ -69,11 +69,11 @@ def synchronized_moments(layer: Any, inputs: Any, mask: Any) -> Any:
     return layer._moments(inputs, mask)
 
 
-class KeepsWeights:
-    """Mixin of a model that `predict` on JAX leaves its weights.
+class NoDonation:
+    """Mixin of a model whose weights `predict` on JAX does not donate.
 
-    JAX donates the state of a model to each batch. With a copy, the weights
-    stay where they are, whatever happens.
+    JAX donates the state of a model to each batch. This donates a copy, so that
+    the variables always have values.
     """
 
     def _get_jax_state(self, **kinds: Any) -> Any:
@@ -82,4 +82,4 @@ class KeepsWeights:
         return keras.tree.map_structure(ops.copy, state)
 
     def jax_state_sync(self) -> None:
-        """Leave the weights as they are."""
+        """Do nothing: the variables have their values."""

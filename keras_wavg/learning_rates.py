@@ -1,33 +1,55 @@
-"""Learning rates that keep the weights moving, for averages to gather.
+"""Learning rate schedules for averages that need samples which differ.
 
-An average needs samples that differ. These schedules hold the learning rate
-up, or let it go to and fro, as the papers did whose averages they belong to.
-
-A rate between two others is `rest * first + share * last`, with both shares
-from integers: subtracting in float32 would cost the digits of a small rate
-beside a large one, and float32 cannot count beyond 2**24.
+These schedules keep the learning rate high, or make it cyclic, as in the papers
+of the averages.
 """
 
+import inspect
 import math
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_wavg import arguments
 
+Tensor = Any
+Rate: TypeAlias = float | LearningRateSchedule
+
+_SHAPES = ("sawtooth", "triangle")
 _ANNEALS = ("cosine", "linear")
 
 
-class _BeginsWithAnother(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule whose argument `before` is a number or a schedule."""
+class _ScheduleAfterAnother(LearningRateSchedule):
+    """A schedule with the arguments `before`, `start_step` and `name`."""
+
+    def __init__(self, before: Rate | None, start_step: int, name: str) -> None:
+        self.before = None if before is None else _checked_rate(before)
+        self.start_step = arguments.integer(
+            "start_step", start_step, at_least=0
+        )
+        self.name = name
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the schedule.
+
+        Returns:
+            Dictionary, for `from_config`.
+        """
+        return {
+            "before": keras.saving.serialize_keras_object(self.before),
+            "start_step": self.start_step,
+            "name": self.name,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make a schedule of a config.
+        """Create a schedule from its config.
 
         Args:
-            config: Dict, from `get_config`.
+            config: Dictionary, as returned by `get_config`.
 
         Returns:
             A schedule of this class.
@@ -35,9 +57,84 @@ class _BeginsWithAnother(keras.optimizers.schedules.LearningRateSchedule):
         before = keras.saving.deserialize_keras_object(config["before"])
         return cls(**{**config, "before": before})
 
+    def __repr__(self) -> str:
+        changed = [
+            f"{parameter.name}={_repr(value)}"
+            for parameter in inspect.signature(type(self)).parameters.values()
+            if (value := getattr(self, parameter.name)) != parameter.default
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
-class _Cycle(_BeginsWithAnother):
-    """Goes from one rate towards another and begins again."""
+
+@keras.saving.register_keras_serializable(package="keras_wavg")
+class CyclicLearningRate(_ScheduleAfterAnother):
+    """A cyclic learning rate, for `SWA` or `FGE`.
+
+    At the i-th optimizer step, i = 1, 2, ..., counted from `start_step`, with
+    `c = cycle_steps` and `t = (mod(i - 1, c) + 1) / c`, the learning rate is
+
+    ```
+    # shape="sawtooth", for SWA
+    (1 - t) * max_learning_rate + t * min_learning_rate
+
+    # shape="triangle", for FGE
+    (1 - 2 * t) * max_learning_rate + 2 * t * min_learning_rate       # t <= 1/2
+    (2 - 2 * t) * min_learning_rate + (2 * t - 1) * max_learning_rate # t > 1/2
+    ```
+
+    A sawtooth decreases to `min_learning_rate` at the last step of the cycle,
+    then jumps up: average the weights after that step. A triangle decreases to
+    `min_learning_rate` at the middle of the cycle, `t = 1/2`, where `FGE`
+    samples its members, and increases to `max_learning_rate` at the last step.
+
+    You can pass the schedule as the `learning_rate` of any Keras optimizer.
+    Keras saves the number of steps with the optimizer, so training resumes
+    within the cycle. Import this class before you load a saved model.
+
+    With `gradient_accumulation_steps=k`, Keras (3.15) counts batches instead of
+    optimizer steps: set `cycle_steps` and `start_step` in batches. If both are
+    multiples of `k` (for a triangle, `cycle_steps` of `2 * k`), the optimizer
+    step at the minimum still has `min_learning_rate`.
+
+    Args:
+        max_learning_rate: Non-negative float, the maximum. The first step of a
+            cycle is already below it.
+        min_learning_rate: Float in `[0, max_learning_rate]`, the minimum.
+        cycle_steps: Positive integer, the number of optimizer steps in a
+            cycle. It must be even for a triangle. A sawtooth of one step is
+            constant, `min_learning_rate`.
+        shape: String, `"sawtooth"` or `"triangle"`. Defaults to `"sawtooth"`.
+        before: Non-negative float or
+            `keras.optimizers.schedules.LearningRateSchedule`, the
+            learning rate of the steps before `start_step`. Required with
+            `start_step > 0`. Defaults to `None`.
+        start_step: Non-negative integer, the optimizer step, counted from 0, at
+            which the first cycle starts. Defaults to `0`.
+        name: String, the name of the operation. Defaults to
+            `"CyclicLearningRate"`.
+
+    Example:
+
+    >>> from keras_wavg import CyclicLearningRate
+    >>> schedule = CyclicLearningRate(0.05, 0.01, cycle_steps=4)
+    >>> [round(float(schedule(step)), 4) for step in range(6)]
+    [0.04, 0.03, 0.02, 0.01, 0.04, 0.03]
+    >>> schedule = CyclicLearningRate(
+    ...     0.05, 0.01, cycle_steps=4, shape="triangle"
+    ... )
+    >>> [round(float(schedule(step)), 4) for step in range(6)]
+    [0.03, 0.01, 0.03, 0.05, 0.03, 0.01]
+
+    Raises:
+        ValueError: If an argument is out of its range, or if `before` is
+            missing.
+
+    References:
+        - [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407), section
+          3.1, for the sawtooth
+        - [Garipov et al., 2018](https://arxiv.org/abs/1802.10026), section 4,
+          for the triangle
+    """
 
     def __init__(
         self,
@@ -45,67 +142,62 @@ class _Cycle(_BeginsWithAnother):
         min_learning_rate: float,
         cycle_steps: int,
         *,
-        before: Any = None,
+        shape: str = "sawtooth",
+        before: Rate | None = None,
         start_step: int = 0,
+        name: str = "CyclicLearningRate",
     ) -> None:
+        super().__init__(before, start_step, name)
         self.max_learning_rate = arguments.number(
             "max_learning_rate", max_learning_rate, at_least=0
         )
         self.min_learning_rate = arguments.number(
             "min_learning_rate", min_learning_rate, at_least=0
         )
-        self.cycle_steps = self._whole_cycle(cycle_steps)
-        self.start_step = arguments.integer(
-            "start_step", start_step, at_least=0
+        self.shape = _one_of(_SHAPES, "shape", shape)
+        self.cycle_steps = (
+            arguments.even("cycle_steps", cycle_steps)
+            if shape == "triangle"
+            else arguments.integer("cycle_steps", cycle_steps, at_least=1)
         )
-        self.before = None if before is None else _before(before)
         self._refuse_contradictions()
 
-    def __call__(self, step: Any) -> Any:
-        """The learning rate after some optimizer steps.
+    def __call__(self, step: Tensor) -> Tensor:
+        """Return the learning rate of an optimizer step.
 
         Args:
-            step: Integer or integer tensor, the steps before this one.
+            step: Integer or integer tensor, the number of steps before it.
 
         Returns:
             Scalar float32 tensor.
         """
-        step = ops.cast(step, "int32")
-        in_cycle = ops.mod(step - self.start_step, self.cycle_steps) + 1
-        part, whole = self._descent(in_cycle)
-        rate = _between(
-            self.max_learning_rate,
-            self.min_learning_rate,
-            rest=_ratio(whole - part, whole),
-            share=_ratio(part, whole),
-        )
-        if self.before is None:
-            return rate
-        return ops.where(
-            step < self.start_step, _value(self.before, step), rate
-        )
+        with keras.name_scope(self.name):
+            step = ops.cast(step, "int32")
+            steps = ops.mod(step - self.start_step, self.cycle_steps) + 1
+            total = self.cycle_steps
+            if self.shape == "triangle":
+                steps, total = ops.minimum(steps, total - steps), total // 2
+            rate = _interpolate(
+                self.max_learning_rate, self.min_learning_rate, steps, total
+            )
+            if self.before is None:
+                return rate
+            before = _rate_at(self.before, step)
+            return ops.where(step < self.start_step, before, rate)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`.
+        """Return the arguments of the schedule.
 
         Returns:
-            Dict of what `__init__` takes.
+            Dictionary, for `from_config`.
         """
         return {
             "max_learning_rate": self.max_learning_rate,
             "min_learning_rate": self.min_learning_rate,
             "cycle_steps": self.cycle_steps,
-            "before": keras.saving.serialize_keras_object(self.before),
-            "start_step": self.start_step,
+            "shape": self.shape,
+            **super().get_config(),
         }
-
-    def _descent(self, in_cycle: Any) -> tuple[Any, int]:
-        """How far down a step is, 1 the first: integer part and whole."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _whole_cycle(cycle_steps: Any) -> int:
-        return arguments.integer("cycle_steps", cycle_steps, at_least=1)
 
     def _refuse_contradictions(self) -> None:
         if self.min_learning_rate > self.max_learning_rate:
@@ -123,133 +215,11 @@ class _Cycle(_BeginsWithAnother):
 
 
 @keras.saving.register_keras_serializable(package="keras_wavg")
-class CyclicLearningRate(_Cycle):
-    """SWA's learning rate: down in a line, back up in a jump, and again.
+class AnnealToConstant(_ScheduleAfterAnother):
+    """Anneal from any learning rate to a constant one, for `SWA`.
 
-    At the i-th step of the optimizer, i = 1, 2, ..., with `c = cycle_steps`,
-
-    ```
-    t = (mod(i - 1, c) + 1) / c
-    learning_rate = (1 - t) * max_learning_rate + t * min_learning_rate
-    ```
-
-    so the last step of a cycle has `min_learning_rate`. The weights after that
-    step are those to average. Steps are counted from `start_step`.
-
-    Use it as the `learning_rate` of any Keras optimizer. Keras calls it with
-    `i - 1`, the number of steps made before. That number is saved with the
-    optimizer, so training that is resumed goes on within its cycle.
-
-    With `gradient_accumulation_steps=k`, Keras (3.15) calls it with the number
-    of batches rather than of optimizer steps: give `cycle_steps` and
-    `start_step` in batches. Choose multiples of `k`, and the last optimizer
-    step of a cycle still has `min_learning_rate`.
-
-    Args:
-        max_learning_rate: Float >= 0, which the first step of a cycle is
-            already one step below.
-        min_learning_rate: Float from 0 to `max_learning_rate`, the rate of the
-            last step of a cycle.
-        cycle_steps: Integer >= 1, the length of a cycle in optimizer steps.
-            With 1 the rate is constant, `min_learning_rate`.
-        before: Float or `keras.optimizers.schedules.LearningRateSchedule`, the
-            rate of the steps before `start_step`. Defaults to `None`, which
-            `start_step=0` allows.
-        start_step: Integer, the optimizer step, counted from 0, at which the
-            first cycle begins. Defaults to `0`.
-
-    Example:
-
-    >>> import keras_wavg
-    >>> schedule = keras_wavg.CyclicLearningRate(0.05, 0.01, cycle_steps=4)
-    >>> [round(float(schedule(step)), 4) for step in range(6)]
-    [0.04, 0.03, 0.02, 0.01, 0.04, 0.03]
-
-    Raises:
-        ValueError: If an argument is out of its range, or `before` is missing.
-
-    References:
-        - [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407), section 3.1
-    """
-
-    def _descent(self, in_cycle: Any) -> tuple[Any, int]:
-        return in_cycle, self.cycle_steps
-
-
-@keras.saving.register_keras_serializable(package="keras_wavg")
-class TriangularLearningRate(_Cycle):
-    """FGE's learning rate: down in a line, up in a line, and again.
-
-    At the i-th step of the optimizer, i = 1, 2, ..., with `c = cycle_steps`,
-
-    ```
-    t = (mod(i - 1, c) + 1) / c
-    learning_rate = (1 - 2 * t) * max_learning_rate + 2 * t * min_learning_rate
-    ```
-
-    for `t <= 1/2`, and
-
-    ```
-    learning_rate = (2 - 2 * t) * min_learning_rate
-                  + (2 * t - 1) * max_learning_rate
-    ```
-
-    after. The weights after the step in mid-cycle, `t = 1/2`, whose rate is
-    `min_learning_rate`, are those to gather. The last step of a cycle has
-    `max_learning_rate`. Steps are counted from `start_step`.
-
-    Use it as the `learning_rate` of any Keras optimizer. Keras calls it with
-    `i - 1`, the number of steps made before. That number is saved with the
-    optimizer, so training that is resumed goes on within its cycle.
-
-    With `gradient_accumulation_steps=k`, Keras (3.15) calls it with the number
-    of batches rather than of optimizer steps: give `cycle_steps` and
-    `start_step` in batches. Choose a multiple of `2 * k` and one of `k`, and
-    the optimizer step in mid-cycle still has `min_learning_rate`.
-
-    Args:
-        max_learning_rate: Float >= 0, the rate of the last step of a cycle.
-        min_learning_rate: Float from 0 to `max_learning_rate`, the rate in
-            mid-cycle.
-        cycle_steps: Even integer >= 2, the length of a cycle in optimizer
-            steps.
-        before: Float or `keras.optimizers.schedules.LearningRateSchedule`, the
-            rate of the steps before `start_step`. Defaults to `None`, which
-            `start_step=0` allows.
-        start_step: Integer, the optimizer step, counted from 0, at which the
-            first cycle begins. Defaults to `0`.
-
-    Example:
-
-    >>> import keras_wavg
-    >>> schedule = keras_wavg.TriangularLearningRate(0.05, 0.01, cycle_steps=4)
-    >>> [round(float(schedule(step)), 4) for step in range(6)]
-    [0.03, 0.01, 0.03, 0.05, 0.03, 0.01]
-
-    Raises:
-        ValueError: If an argument is out of its range, or `before` is missing.
-
-    References:
-        - [Garipov et al., 2018](https://arxiv.org/abs/1802.10026)
-    """
-
-    def _descent(self, in_cycle: Any) -> tuple[Any, int]:
-        return (
-            ops.minimum(in_cycle, self.cycle_steps - in_cycle),
-            self.cycle_steps // 2,
-        )
-
-    @staticmethod
-    def _whole_cycle(cycle_steps: Any) -> int:
-        return arguments.even("cycle_steps", cycle_steps)
-
-
-@keras.saving.register_keras_serializable(package="keras_wavg")
-class AnnealToConstant(_BeginsWithAnother):
-    """Any learning rate, then over to a constant one, where averaging begins.
-
-    `before` holds for the first `start_step` steps of the optimizer. With
-    `lr0` its value at `start_step` and `n` the number of steps made since,
+    `before` is the learning rate of the first `start_step` optimizer steps.
+    With its value `lr0` at `start_step`, and after `n` more steps,
 
     ```
     t = min(n / anneal_steps, 1)
@@ -258,28 +228,30 @@ class AnnealToConstant(_BeginsWithAnother):
     learning_rate = learning_rate * alpha + lr0 * (1 - alpha)
     ```
 
-    as in `torch.optim.swa_utils.SWALR`. SWA's authors went in a line from 50%
-    to 90% of a usual training: `start_step = 0.5 * steps` and
+    as in `torch.optim.swa_utils.SWALR`. The authors of SWA anneal linearly
+    from 50% to 90% of the usual training: `start_step = 0.5 * steps` and
     `anneal_steps = 0.4 * steps`.
 
-    Use it as the `learning_rate` of any Keras optimizer. Keras calls it with
-    the number of steps made before. That number is saved with the optimizer,
-    so training that is resumed goes on where it was.
+    You can pass the schedule as the `learning_rate` of any Keras optimizer.
+    Keras saves the number of steps with the optimizer, so training resumes with
+    the same learning rate. Import this class before you load a saved model.
 
-    With `gradient_accumulation_steps`, Keras (3.15) calls it with the number of
-    batches rather than of optimizer steps: give `start_step` and
-    `anneal_steps` in batches.
+    With `gradient_accumulation_steps`, Keras (3.15) counts batches instead of
+    optimizer steps: set `start_step` and `anneal_steps` in batches.
 
     Args:
-        before: Float or `keras.optimizers.schedules.LearningRateSchedule`, the
-            rate until `start_step`.
-        learning_rate: Float >= 0, the constant rate.
-        start_step: Integer >= 0, the optimizer step, counted from 0, at which
-            the rate begins to leave `before`.
-        anneal_steps: Integer >= 0, the number of optimizer steps from there to
-            the constant rate. With 0 it is reached at `start_step`.
-        anneal: `"cosine"` or `"linear"`, the way from one to the other.
-            Defaults to `"cosine"`.
+        before: Non-negative float or
+            `keras.optimizers.schedules.LearningRateSchedule`, the
+            learning rate until `start_step`.
+        learning_rate: Non-negative float, the constant learning rate.
+        start_step: Non-negative integer, the optimizer step, counted from 0, at
+            which annealing starts.
+        anneal_steps: Non-negative integer, the number of optimizer steps from
+            `start_step` to the constant learning rate. With 0, it is constant
+            from `start_step`.
+        anneal: String, `"cosine"` or `"linear"`. Defaults to `"cosine"`.
+        name: String, the name of the operation. Defaults to
+            `"AnnealToConstant"`.
 
     Example:
 
@@ -297,83 +269,93 @@ class AnnealToConstant(_BeginsWithAnother):
         - [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407)
     """
 
+    before: Rate
+
     def __init__(
         self,
-        before: Any,
+        before: Rate,
         learning_rate: float,
         *,
         start_step: int,
         anneal_steps: int,
         anneal: str = "cosine",
+        name: str = "AnnealToConstant",
     ) -> None:
-        self.before = _before(before)
+        super().__init__(_checked_rate(before), start_step, name)
         self.learning_rate = arguments.number(
             "learning_rate", learning_rate, at_least=0
-        )
-        self.start_step = arguments.integer(
-            "start_step", start_step, at_least=0
         )
         self.anneal_steps = arguments.integer(
             "anneal_steps", anneal_steps, at_least=0
         )
-        self.anneal = _anneal(anneal)
+        self.anneal = _one_of(_ANNEALS, "anneal", anneal)
 
-    def __call__(self, step: Any) -> Any:
-        """The learning rate after some optimizer steps.
+    def __call__(self, step: Tensor) -> Tensor:
+        """Return the learning rate of an optimizer step.
 
         Args:
-            step: Integer or integer tensor, the steps before this one.
+            step: Integer or integer tensor, the number of steps before it.
 
         Returns:
             Scalar float32 tensor.
         """
-        step = ops.cast(step, "int32")
-        whole = max(self.anneal_steps, 1)
-        # No steps of annealing are one step, over when `start_step` begins.
-        begin = self.start_step + self.anneal_steps - whole
-        part = ops.clip(step - begin, 0, whole)
-        return _between(
-            _value(self.before, ops.minimum(step, self.start_step)),
-            self.learning_rate,
-            rest=self._alpha(_ratio(whole - part, whole)),
-            share=self._alpha(_ratio(part, whole)),
-        )
+        with keras.name_scope(self.name):
+            step = ops.cast(step, "int32")
+            total = max(self.anneal_steps, 1)
+            # No annealing is annealing of one step that ends at `start_step`.
+            start = self.start_step + self.anneal_steps - total
+            return _interpolate(
+                _rate_at(self.before, ops.minimum(step, self.start_step)),
+                self.learning_rate,
+                ops.clip(step - start, 0, total),
+                total,
+                alpha=_linear if self.anneal == "linear" else _cosine,
+            )
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`.
+        """Return the arguments of the schedule.
 
         Returns:
-            Dict of what `__init__` takes.
+            Dictionary, for `from_config`.
         """
         return {
-            "before": keras.saving.serialize_keras_object(self.before),
             "learning_rate": self.learning_rate,
-            "start_step": self.start_step,
             "anneal_steps": self.anneal_steps,
             "anneal": self.anneal,
+            **super().get_config(),
         }
 
-    def _alpha(self, time: Any) -> Any:
-        if self.anneal == "linear":
-            return time
-        # (1 - cos(pi * t)) / 2 without its cancellation near t = 0.
-        return ops.square(ops.sin(time * (math.pi / 2)))
+
+def _linear(t: Tensor) -> Tensor:
+    return t
 
 
-def _between(first: Any, last: Any, *, rest: Any, share: Any) -> Any:
-    return first * rest + last * share
+def _cosine(t: Tensor) -> Tensor:
+    # (1 - cos(pi * t)) / 2 without its cancellation near t = 0.
+    return ops.square(ops.sin(t * (math.pi / 2)))
 
 
-def _ratio(part: Any, whole: int) -> Any:
-    return ops.cast(part, "float32") / whole
+def _interpolate(
+    start: Tensor,
+    end: float,
+    steps: Tensor,
+    total: int,
+    *,
+    alpha: Callable[[Tensor], Tensor] = _linear,
+) -> Tensor:
+    """Return a rate between `start` (0 steps) and `end` (`total` steps)."""
+    # Both coefficients are computed from integers. In float32, `1 - alpha`
+    # would lose digits of a small rate, and counts above 2**24 are not exact.
+    remaining = alpha(ops.cast(total - steps, "float32") / total)
+    return start * remaining + end * alpha(ops.cast(steps, "float32") / total)
 
 
-def _value(rate: Any, step: Any) -> Any:
+def _rate_at(rate: Rate, step: Tensor) -> Tensor:
     return ops.cast(rate(step) if callable(rate) else rate, "float32")
 
 
-def _before(before: Any) -> Any:
-    if isinstance(before, keras.optimizers.schedules.LearningRateSchedule):
+def _checked_rate(before: Any) -> Rate:
+    if isinstance(before, LearningRateSchedule):
         return before
     if arguments.is_number(before):
         return arguments.number("before", before, at_least=0)
@@ -383,9 +365,17 @@ def _before(before: Any) -> Any:
     )
 
 
-def _anneal(anneal: Any) -> str:
-    if anneal not in _ANNEALS:
+def _one_of(choices: tuple[str, ...], name: str, value: Any) -> str:
+    if value not in choices:
         raise ValueError(
-            f"`anneal` must be one of {_ANNEALS}. Received: anneal={anneal!r}"
+            f"`{name}` must be one of {choices}. Received: {name}={value!r}"
         )
-    return str(anneal)
+    return str(value)
+
+
+def _repr(value: Any) -> str:
+    # The schedules of Keras have no `repr`.
+    is_of_keras = isinstance(value, LearningRateSchedule) and not isinstance(
+        value, _ScheduleAfterAnother
+    )
+    return type(value).__name__ if is_of_keras else repr(value)

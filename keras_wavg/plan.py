@@ -1,4 +1,4 @@
-"""What a callback averages, how, and when: its arguments, once checked."""
+"""What a callback averages, how and when, in one object."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from keras_wavg.sampling import Sampling
 
 @dataclass(frozen=True)
 class Plan:
-    """What a callback asks of its average, for any model.
+    """The settings of an average, for any model.
 
     Args:
-        name: String, by which the average is found again in a file.
+        name: String that identifies the average in a saved model.
         method: A `Method`.
-        sampling: A `Sampling`.
+        sampling: A `Sampling`, when a sample enters the average.
         include: See `keras_wavg.arguments.Include`.
-        overwrite_every: Integer, the optimizer steps from one writing of the
-            average into the trained weights to the next, or `None`.
+        overwriting: A `Sampling`, when the average is written into the trained
+            weights, or `None`.
     """
 
     name: str
     method: Method
     sampling: Sampling
     include: Include = None
-    overwrite_every: int | None = None
+    overwriting: Sampling | None = None

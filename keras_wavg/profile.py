@@ -1,4 +1,4 @@
-"""What an average is made of: the share of each past step in it."""
+"""The profile of an average: the coefficient of each past step."""
 
 import functools
 import json
@@ -18,34 +18,46 @@ from keras_wavg.schedules import (
 )
 
 ATTRIBUTE = "keras_wavg_profile"
-"""Of the root of a weights file: the profile of the weights in it, as text."""
+"""The attribute of a weights file that stores the profile of its weights."""
 
-_MOST_IN_TEXT = 4000
-_MOST_STEPS = 2**63
-# Of a profile of all steps. Beyond that some of them stand for several.
-_MOST_SAMPLES = 1_000_000
+PARSING_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
+"""Errors of reading JSON that has another structure than expected."""
 
-WIDEST = 1 / math.sqrt(12)
-"""The relative width of the plain mean, the widest of all here."""
-# Less than a step of any training, and far from the range of floats.
-_NARROWEST = 1e-9
+_MAX_SAMPLES_IN_JSON = 4000
+_MAX_STEPS = 2**63
+# In a longer training, some samples of `ema` and `power` represent many steps.
+_MAX_SAMPLES = 1_000_000
+
+MAX_SIGMA_REL = 1 / math.sqrt(12)
+"""The relative width of the plain mean of all steps."""
+# Shorter than a step of any training, and without underflow.
+_MIN_SIGMA_REL = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """The share of each past step in an average.
+    """The coefficient of each past step in an average.
 
-    A sample of the weights stands for the steps since the sample before it, as
-    it does in the average.
+    A sample of the weights represents the optimizer steps since the previous
+    sample. Ages are numbers of optimizer steps before the latest one.
 
     Args:
-        times: Array of increasing numbers: the optimizer steps after which a
-            sample was taken.
-        shares: Array as long, what each has in the average. They sum to one.
-        steps: Integer, the optimizer steps so far.
-        exponent: Float, gamma of a power-function average, else `None`.
-        begun_at_first: Boolean, whether the first sample is the weights at
-            which the average began, which stand for no step.
+        times: Array of increasing numbers, the optimizer steps after which the
+            samples were taken.
+        coefficients: Array of the same length, the coefficient of each sample.
+            They sum to 1.
+        steps: Positive integer, the number of optimizer steps so far.
+        exponent: Non-negative float, gamma of a power-function average.
+            Defaults to `None`, for another average.
+        starts_from_initial: Boolean, whether the first sample is the weights
+            from which the average started, which represent no step. Defaults
+            to `False`.
 
     Example:
 
@@ -59,54 +71,61 @@ class Profile:
     """
 
     times: Any
-    shares: Any
+    coefficients: Any
     steps: int
     exponent: float | None = None
-    begun_at_first: bool = False
+    starts_from_initial: bool = False
 
     @classmethod
-    def of_schedule(
+    def from_schedule(
         cls,
         schedule: Schedule,
         times: Sequence[float],
         steps: int,
-        start: int = 0,
+        start_step: int = 0,
     ) -> Self:
-        """The profile of an average that took samples at some times.
+        """Create the profile of an average that a schedule defines.
 
         Args:
             schedule: A `Schedule`.
-            times: Increasing numbers, in optimizer steps.
-            steps: Integer, the optimizer steps so far.
-            start: Integer, the steps that do not count.
+            times: Sequence of increasing numbers, the optimizer steps after
+                which samples were taken.
+            steps: Positive integer, the number of optimizer steps so far.
+            start_step: Non-negative integer, the number of optimizer steps
+                before the average started. Defaults to `0`.
 
         Returns:
             A `Profile`.
         """
-        moments = numpy.asarray(times, "float64")
-        count = moments - start
+        sampled = numpy.asarray(times, "float64")
+        counts = sampled - start_step
         if schedule.counts_samples:
-            count = numpy.arange(1.0, len(moments) + 1)
-        with numpy.errstate(divide="ignore"):  # a logarithm of nothing kept
-            coefficients = schedule.coefficient(
-                count, numpy.diff(count, prepend=0.0)
+            counts = numpy.arange(1.0, len(sampled) + 1)
+        with numpy.errstate(divide="ignore"):  # log(0) if the decay is 0
+            updates = schedule.coefficient(
+                counts, numpy.diff(counts, prepend=0.0)
             )
-        kept = numpy.cumprod((1 - coefficients)[::-1])[::-1]
-        shares = coefficients * numpy.append(kept[1:], 1.0)
+        decays = numpy.cumprod((1 - updates)[::-1])[::-1]
+        coefficients = updates * numpy.append(decays[1:], 1.0)
         if schedule.starts_from_initial:
-            moments = numpy.append(float(start), moments)
-            shares = numpy.append(kept[:1], shares)
+            sampled = numpy.append(float(start_step), sampled)
+            coefficients = numpy.append(decays[:1], coefficients)
         exponent = schedule.exponent if isinstance(schedule, Power) else None
-        begun = schedule.starts_from_initial
-        return cls(moments, shares, steps, exponent, begun)
+        return cls(
+            sampled,
+            coefficients,
+            steps,
+            exponent,
+            schedule.starts_from_initial,
+        )
 
     @classmethod
     def ema(cls, decay: float, steps: int) -> Self:
-        """The profile of an exponential moving average, corrected for bias.
+        """Create the profile of a bias-corrected exponential moving average.
 
         Args:
-            decay: Float in [0, 1), per optimizer step.
-            steps: Integer, the optimizer steps so far.
+            decay: Float in [0, 1), the decay per optimizer step.
+            steps: Positive integer, the number of optimizer steps so far.
 
         Returns:
             A `Profile`.
@@ -115,15 +134,15 @@ class Profile:
             ValueError: If an argument is out of its range.
         """
         schedule = BiasCorrected(ConstantDecay(arguments.decay(decay)))
-        return cls.of_schedule(schedule, _all(steps), steps)
+        return cls.from_schedule(schedule, _sample_times(steps), steps)
 
     @classmethod
     def power(cls, sigma_rel: float, steps: int) -> Self:
-        """The profile of a power-function average.
+        """Create the profile of a power-function average.
 
         Args:
-            sigma_rel: Float in [1e-9, 1 / sqrt(12)], its relative width.
-            steps: Integer, the optimizer steps so far.
+            sigma_rel: Float in [1e-9, 1 / sqrt(12)], the relative width.
+            steps: Positive integer, the number of optimizer steps so far.
 
         Returns:
             A `Profile`.
@@ -132,182 +151,200 @@ class Profile:
             ValueError: If an argument is out of its range.
         """
         schedule = Power(exponent_from_sigma_rel(sigma_rel))
-        return cls.of_schedule(schedule, _all(steps), steps)
+        return cls.from_schedule(schedule, _sample_times(steps), steps)
 
     @classmethod
     def mean(cls, times: Sequence[float], steps: int) -> Self:
-        """The profile of the mean of some samples; of one, of the weights.
+        """Create the profile of the equal-weight mean of samples.
 
         Args:
-            times: Increasing numbers, when the samples were taken, in steps.
-            steps: Integer, the optimizer steps so far.
+            times: Sequence of increasing numbers, the optimizer steps after
+                which samples were taken.
+            steps: Positive integer, the number of optimizer steps so far.
 
         Returns:
             A `Profile`.
 
         Raises:
-            ValueError: If there is no sample.
+            ValueError: If `times` is empty.
         """
         if not len(times):
             raise ValueError(
-                "`times` must have at least one sample. Received: none"
+                "`times` must contain at least one sample. Received: times=[]"
             )
-        shares = numpy.full(len(times), 1 / len(times))
-        return cls(numpy.asarray(times, "float64"), shares, steps)
+        coefficients = numpy.full(len(times), 1 / len(times))
+        return cls(numpy.asarray(times, "float64"), coefficients, steps)
 
     @functools.cached_property
     def mean_age(self) -> float:
-        """How many steps ago the weights in it were, on the average."""
-        return float(self.shares @ (self.steps - self.times))
+        """The mean age of the samples, in optimizer steps."""
+        return float(self.coefficients @ (self.steps - self.times))
 
     @functools.cached_property
-    def deviation(self) -> float:
-        """The standard deviation of that age, in steps."""
+    def std_age(self) -> float:
+        """The standard deviation of the age, in optimizer steps."""
         ages = self.steps - self.times
-        variance = self.shares @ (ages - self.mean_age) ** 2
-        # The shares of `BEMA` are not all positive, and so this may not be.
+        variance = self.coefficients @ (ages - self.mean_age) ** 2
+        # `BEMA` has a negative coefficient, so this may be negative too.
         return math.sqrt(max(0.0, variance))
 
     @property
     def sigma_rel(self) -> float:
-        """The standard deviation as a share of all steps: the width."""
-        return self.deviation / self.steps
+        """The relative width: `std_age / steps`."""
+        return self.std_age / self.steps
 
     @property
     def half_life(self) -> float:
-        """Half of the average is of steps no longer ago than this."""
-        knots, reached = self._knots()
-        older = numpy.maximum.accumulate(reached)
-        return float(self.steps - numpy.interp(0.5, older, knots))
+        """The median age, in optimizer steps."""
+        times, cumulative = self._cumulative_points()
+        increasing = numpy.maximum.accumulate(cumulative)
+        return float(self.steps - numpy.interp(0.5, increasing, times))
 
     @property
     def effective_sample_size(self) -> float:
         """The number of independent samples whose mean has the same noise."""
-        return float(1 / (self.shares @ self.shares))
+        return float(1 / (self.coefficients @ self.coefficients))
 
     @property
-    def initial_share(self) -> float:
-        """The share of the weights at which the average began."""
-        return float(self.shares[0]) if self.begun_at_first else 0.0
+    def initial_coefficient(self) -> float:
+        """The coefficient of the weights from which the average started."""
+        if not self.starts_from_initial:
+            return 0.0
+        return float(self.coefficients[0])
 
     def cumulative(self, times: Any) -> Any:
-        """The share of all steps up to some times.
+        """Return the sum of the coefficients up to some times.
 
         Args:
             times: Array of times, in optimizer steps.
 
         Returns:
-            Array as long. What a sample stands for is spread evenly over the
-            steps since the one before it; for a power-function average it is
-            the exact integral.
+            Array of the same length. The coefficient of a sample is spread
+            evenly over the steps that it represents. For a power-function
+            average, the sum is the exact integral.
         """
         if self.exponent is not None:
-            reached = numpy.clip(times / self.times[-1], 0, 1)
-            return reached ** (self.exponent + 1)
-        return numpy.interp(times, *self._knots())
+            fraction = numpy.clip(times / self.times[-1], 0, 1)
+            return fraction ** (self.exponent + 1)
+        return numpy.interp(times, *self._cumulative_points())
 
-    def _knots(self) -> tuple[Any, Any]:
-        """Times, and the share up to each of them; even in between."""
+    def _cumulative_points(self) -> tuple[Any, Any]:
+        """Return times and the cumulative sums there, linear in between."""
         interval = self.times[1] - self.times[0] if len(self.times) > 1 else 1
-        before = max(0, self.times[0] - interval)
-        if self.begun_at_first:
-            before = self.times[0] - 1
-        reached = numpy.append(0, self.shares).cumsum()
-        return numpy.append(before, self.times), reached
+        start = max(0, self.times[0] - interval)
+        if self.starts_from_initial:
+            start = self.times[0] - 1
+        cumulative = numpy.append(0, self.coefficients).cumsum()
+        return numpy.append(start, self.times), cumulative
 
     def to_json(self) -> str:
-        """The profile as a short text. Many samples are put together.
+        """Return the profile as JSON.
+
+        Of more than 4,000 samples, adjacent ones are combined.
 
         Returns:
             String, for `from_json`.
         """
         count = len(self.times)
+        cumulative = self.coefficients.cumsum()
         ends = numpy.arange(count)
-        if count > _MOST_IN_TEXT:
-            evenly = numpy.linspace(0, count - 1, _MOST_IN_TEXT // 2)
-            by_share = numpy.searchsorted(
-                self.shares.cumsum(), numpy.linspace(0, 1, _MOST_IN_TEXT // 2)
+        if count > _MAX_SAMPLES_IN_JSON:
+            half = _MAX_SAMPLES_IN_JSON // 2
+            by_time = numpy.linspace(0, count - 1, half).astype(int)
+            by_coefficient = numpy.searchsorted(
+                cumulative, numpy.linspace(0, 1, half)
             )
-            both = numpy.append(evenly.astype(int), by_share)
+            both = numpy.append(by_time, by_coefficient)
             ends = numpy.unique(numpy.clip(both, 0, count - 1))
-        shares = numpy.diff(self.shares.cumsum()[ends], prepend=0.0)
+        coefficients = numpy.diff(cumulative[ends], prepend=0.0)
+        # These keys are a file format.
         return json.dumps(
             {
                 "times": self.times[ends].tolist(),
-                "shares": shares.tolist(),
+                "shares": coefficients.tolist(),
                 "steps": self.steps,
                 "exponent": self.exponent,
-                "begun_at_first": self.begun_at_first,
+                "begun_at_first": self.starts_from_initial,
             }
         )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` gave.
+        """Create a profile from JSON.
 
         Args:
-            text: String.
+            text: String, as returned by `to_json`.
 
         Returns:
             A `Profile`.
 
         Raises:
-            ValueError: If it is not that.
+            ValueError: If `text` is not a profile.
         """
         try:
-            found = json.loads(text)
+            fields = json.loads(text)
             profile = cls(
-                numpy.array(found["times"], "float64"),
-                numpy.array(found["shares"], "float64"),
-                int(found["steps"]),
-                found["exponent"],
-                bool(found["begun_at_first"]),
+                numpy.array(fields["times"], "float64"),
+                numpy.array(fields["shares"], "float64"),
+                int(fields["steps"]),
+                fields["exponent"],
+                bool(fields["begun_at_first"]),
             )
-            is_sound = profile._is_sound()
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+            is_valid = profile._is_valid()
+        except PARSING_ERRORS as error:
             raise ValueError(
-                f"A profile must be as it was saved. Received: {text[:80]!r}"
+                "A profile must be JSON from `Profile.to_json`. "
+                f"Received: {text[:80]!r}"
             ) from error
-        if not is_sound:
+        if not is_valid:
             raise ValueError(
                 "A profile must have increasing times up to its steps, and "
-                f"shares that sum to one. Received: {text[:80]!r}"
+                f"coefficients that sum to 1. Received: {text[:80]!r}"
             )
         return profile
 
-    def _is_sound(self) -> bool:
+    def _is_valid(self) -> bool:
         times = self.times
         return (
-            times.shape == self.shares.shape == (times.size,)
+            times.shape == self.coefficients.shape == (times.size,)
             and times.size > 0
             and bool((numpy.diff(times) > 0).all())
             and 0 <= times[0] <= times[-1] <= self.steps
-            and 1 <= self.steps <= _MOST_STEPS
-            and math.isclose(self.shares.sum(), 1, rel_tol=1e-6)
+            and 1 <= self.steps <= _MAX_STEPS
+            and math.isclose(self.coefficients.sum(), 1, rel_tol=1e-6)
             and (self.exponent is None or 0 <= self.exponent < math.inf)
         )
 
     def __str__(self) -> str:
         return (
             f"after {self.steps} steps: mean age {self.mean_age:.4g} +- "
-            f"{self.deviation:.4g} steps, half-life {self.half_life:.4g} "
+            f"{self.std_age:.4g} steps, half-life {self.half_life:.4g} "
             f"steps, {self.effective_sample_size:.4g} effective samples, "
             f"sigma_rel {self.sigma_rel:.4g}, initial weights "
-            f"{self.initial_share:.2%}"
+            f"{self.initial_coefficient:.2%}"
+        )
+
+    def __repr__(self) -> str:
+        kind = ""
+        if self.exponent is not None:
+            kind = f"power function, exponent={self.exponent:.4g}, "
+        elif numpy.ptp(self.coefficients) == 0:
+            kind = "mean, "
+        return (
+            f"Profile({kind}samples={len(self.times)}, "
+            f"last={self.times[-1]:.10g}, steps={self.steps}, "
+            f"mean_age={self.mean_age:.4g}, std_age={self.std_age:.4g}, "
+            f"sigma_rel={self.sigma_rel:.4g}, half_life={self.half_life:.4g}, "
+            f"effective_samples={self.effective_sample_size:.4g}, "
+            f"initial={self.initial_coefficient:.2%})"
         )
 
 
 def sigma_rel_from_exponent(exponent: float) -> float:
-    """The relative width of a power-function average.
+    """Return the relative width of a power-function average.
 
     Args:
-        exponent: Float, 0 or more; gamma in the paper.
+        exponent: Non-negative float, gamma in the paper.
 
     Example:
 
@@ -325,11 +362,11 @@ def sigma_rel_from_exponent(exponent: float) -> float:
 
 
 def exponent_from_sigma_rel(sigma_rel: float) -> float:
-    """The exponent of the power-function average of a relative width.
+    """Return the exponent of a power-function average of a relative width.
 
     Args:
-        sigma_rel: Float in [1e-9, 1 / sqrt(12)]: from the latest weights to
-            the plain mean of all.
+        sigma_rel: Float in [1e-9, 1 / sqrt(12)]. The upper bound is the plain
+            mean of all steps.
 
     Example:
 
@@ -337,33 +374,33 @@ def exponent_from_sigma_rel(sigma_rel: float) -> float:
     6.9372
 
     Returns:
-        Float, 0 or more.
+        Non-negative float, gamma in the paper.
 
     Raises:
-        ValueError: If there is no such average.
+        ValueError: If `sigma_rel` is out of its range.
     """
     if not arguments.is_number(sigma_rel) or not (
-        _NARROWEST <= sigma_rel <= WIDEST
+        _MIN_SIGMA_REL <= sigma_rel <= MAX_SIGMA_REL
     ):
         raise ValueError(
-            "`sigma_rel` must be in the range [1e-9, 1 / sqrt(12)], whose "
-            f"end is the plain mean. Received: sigma_rel={sigma_rel!r}"
+            "`sigma_rel` must be in the range [1e-9, 1 / sqrt(12)]; the upper "
+            f"bound is the plain mean. Received: sigma_rel={sigma_rel!r}"
         )
     square = sigma_rel**-2
     roots = numpy.roots([1, 7, 16 - square, 12 - square])
     exponent = max(0.0, float(roots.real.max()))
-    for _ in range(3):  # Newton's steps, to the last digits
+    for _ in range(3):  # Newton's method: the roots lack the last digits.
         width = sigma_rel_from_exponent(exponent)
         slope = 1 / (exponent + 1) - 2 / (exponent + 2) - 1 / (exponent + 3)
         exponent -= 2 * math.log(width / sigma_rel) / slope
     return max(0.0, exponent)
 
 
-def _all(steps: int) -> Any:
-    """The steps, or if there are too many the latest ones and some others."""
+def _sample_times(steps: int) -> Any:
+    """Return all steps, or a selection of them that is dense at the end."""
     arguments.integer("steps", steps, at_least=1)
-    if steps <= _MOST_SAMPLES:
+    if steps <= _MAX_SAMPLES:
         return numpy.arange(1.0, steps + 1)
-    evenly = numpy.linspace(0, steps, _MOST_SAMPLES // 2 + 1)
-    ages = numpy.geomspace(1, steps, _MOST_SAMPLES // 2)
+    evenly = numpy.linspace(0, steps, _MAX_SAMPLES // 2 + 1)
+    ages = numpy.geomspace(1, steps, _MAX_SAMPLES // 2)
     return numpy.unique(numpy.append(evenly, steps - ages).round())[1:]

@@ -1,23 +1,22 @@
-"""How far an average moves towards each new sample of the weights.
+"""The coefficients of averages.
 
-Every average of this package is one line,
+All averages of this package use one update rule,
 
     average += coefficient * (weights - average)
 
-and every method is a choice of coefficient: `Uniform` and `Power` by a formula,
-all others by two ideas. A *decay* says which share of itself an average keeps
-over an interval of steps. A *schedule* says what that share is kept of: of the
-weights from before training (`FromInitial`), or of nothing but the samples so
-far (`BiasCorrected`).
+and differ in the coefficient. `Uniform` and `Power` are formulas. The others
+combine two choices: a `Decay`, by which the average is multiplied at each step,
+and where the average starts: at the weights from before training
+(`FromInitial`), or at the first sample (`BiasCorrected`).
 
-Steps are optimizer steps, numbered from 1, and may be floats or arrays.
-`interval` is the number of steps since the average last moved, so an average
-that moves every k steps fades as much as one that moves at each of them.
+Steps are optimizer steps, numbered from 1. They may be floats or arrays.
+`interval` is the number of steps since the last update, so that an average that
+is updated every k steps decays as fast as one that is updated at every step.
 
 `ops` is a module with `expm1`, `log1p`, `minimum` and `maximum`: `numpy` for
-float64 on the host, `keras.ops` for float32 inside a compiled update. Shares
-are handled as logarithms because `1 - 0.9999` has lost four digits in float32,
-where `expm1` loses none.
+float64 on the host, `keras.ops` for float32 in a compiled update. Decays are
+computed as logarithms, because in float32 `1 - 0.9999` loses four digits and
+`expm1` none.
 """
 
 import abc
@@ -32,18 +31,18 @@ Number = Any
 
 
 class Decay(abc.ABC):
-    """Which share of itself an average keeps as steps go by."""
+    """The number by which an average is multiplied at each step."""
 
     @abc.abstractmethod
-    def log_kept(
+    def log_decay(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Logarithm of the share kept over the last `interval` of `steps`."""
+        """Return the logarithm of the decay of the last `interval` steps."""
 
 
 @dataclass(frozen=True)
 class ConstantDecay(Decay):
-    """The share `decay` is kept at every step.
+    """The same decay at every step.
 
     Args:
         decay: Float in [0, 1).
@@ -51,68 +50,79 @@ class ConstantDecay(Decay):
 
     decay: float
 
-    def log_kept(
+    def log_decay(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Logarithm of `decay**interval`."""
+        """Return the logarithm of `decay**interval`."""
         del steps, ops
         return interval * _log(self.decay)
 
 
 @dataclass(frozen=True)
-class WarmUpDecay(Decay):
-    """The share `min(decay, (1 + n) / (10 + n))` is kept at the n-th step.
+class WarmupDecay(Decay):
+    """The decay `min(decay, (1 + n) / (10 + n))` at the n-th step.
 
-    An average that forgets fast at first and slower as training goes on, the
-    warm-up of `tf.train.ExponentialMovingAverage(num_updates=n)`.
+    The average is short at first and becomes longer during training, as in
+    `tf.train.ExponentialMovingAverage(num_updates=n)`.
 
     Args:
-        decay: Float in [0, 1), the share once the warm-up is over.
+        decay: Float in [0, 1), the decay after the warmup.
     """
 
     decay: float
 
     @property
-    def warm_up_steps(self) -> float:
-        """The last step whose share is still below `decay`."""
+    def warmup_steps(self) -> float:
+        """The last step whose decay is below `decay`."""
         return float(max(0, (10 * self.decay - 1) // (1 - self.decay)))
 
-    def log_kept(
+    def log_decay(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Logarithm of the product of the shares of the last steps."""
-        # No difference of two counts: float32 has no odd ones from 2**24 on.
-        bound = self.warm_up_steps
-        flat = ops.minimum(interval, ops.maximum(steps - bound, 0))
-        # The product of (1 + i) / (10 + i) telescopes to nine factors.
-        last = ops.minimum(steps, bound)
-        ramp = sum(
-            ops.log1p((flat - interval) / (last + j)) for j in range(2, 11)
+        """Return the logarithm of the product of the last decays."""
+        # Counts are not subtracted: float32 has no odd ones from 2**24 on.
+        warmup_steps = self.warmup_steps
+        constant = ops.minimum(interval, ops.maximum(steps - warmup_steps, 0))
+        # The product of (1 + i) / (10 + i) telescopes to nine quotients.
+        last = ops.minimum(steps, warmup_steps)
+        warmup = sum(
+            ops.log1p((constant - interval) / (last + j)) for j in range(2, 11)
         )
-        return ramp + flat * _log(self.decay)
+        return warmup + constant * _log(self.decay)
 
 
 class Schedule(abc.ABC):
     """The coefficient of each sample."""
 
     starts_from_initial: bool
-    """Whether the average begins at the weights from before training."""
+    """Whether the average starts from the weights from before training."""
     counts_samples = False
-    """Whether time is counted in samples: a step is what led to one."""
+    """Whether steps are samples instead of optimizer steps."""
 
     @abc.abstractmethod
     def coefficient(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Coefficient of the sample at `steps`, `interval` after the last."""
+        """Return the coefficient of the sample after `steps` steps.
+
+        Args:
+            steps: Positive number of steps.
+            interval: Positive number, the steps since the last sample.
+            ops: Module, `numpy` or `keras.ops`. Defaults to `numpy`.
+
+        Returns:
+            Number of the kind of the arguments.
+        """
 
 
 @dataclass(frozen=True)
 class BiasCorrected(Schedule):
-    """The weights from before training have no share in the average.
+    """An exponential moving average of the samples only.
 
-    `(1 - kept(interval)) / (1 - kept(all steps))`: with a constant decay d and
-    a sample at each step, `(1 - d) / (1 - d**n)`. The first coefficient is 1.
+    The weights from before training have no influence. The coefficient is
+    `(1 - decay over interval) / (1 - decay over all steps)`. With a constant
+    decay d and a sample at each step this is `(1 - d) / (1 - d**n)`. The first
+    coefficient is 1.
 
     Args:
         decay: A `Decay`.
@@ -127,17 +137,17 @@ class BiasCorrected(Schedule):
     def coefficient(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Coefficient of the sample at `steps`, `interval` after the last."""
-        moved = ops.expm1(self.decay.log_kept(steps, interval, ops))
-        return moved / ops.expm1(self.decay.log_kept(steps, steps, ops))
+        """Return the coefficient of a sample. See `Schedule`."""
+        last = ops.expm1(self.decay.log_decay(steps, interval, ops))
+        return last / ops.expm1(self.decay.log_decay(steps, steps, ops))
 
 
 @dataclass(frozen=True)
 class FromInitial(Schedule):
-    """The textbook recursion, started at the weights from before training.
+    """An exponential moving average from the weights from before training.
 
-    `1 - kept(interval)`: with a constant decay d and a sample at each step,
-    `1 - d`.
+    The coefficient is `1 - decay over interval`. With a constant decay d and a
+    sample at each step this is `1 - d`.
 
     Args:
         decay: A `Decay`.
@@ -149,20 +159,21 @@ class FromInitial(Schedule):
     def coefficient(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Coefficient of the sample at `steps`, `interval` after the last."""
-        return -ops.expm1(self.decay.log_kept(steps, interval, ops))
+        """Return the coefficient of a sample. See `Schedule`."""
+        return -ops.expm1(self.decay.log_decay(steps, interval, ops))
 
 
 @dataclass(frozen=True)
 class Power(Schedule):
-    """The share of a step grows as a power of its number: `t**exponent`.
+    """A power-function average: step t is weighted by `t**exponent`.
 
-    `1 - (1 - interval / steps) ** (exponent + 1)`: the average over the last
-    share of training, whatever its length. The first coefficient is 1.
+    The coefficient is `1 - (1 - interval / steps) ** (exponent + 1)`. The
+    length of the average is a constant fraction of the training so far. The
+    first coefficient is 1.
 
     Args:
-        exponent: Float, 0 or more; gamma in the paper. At 0 all steps count the
-            same.
+        exponent: Non-negative float, gamma in the paper. With 0, all steps are
+            weighted equally.
 
     References:
         Karras et al., 2024, https://arxiv.org/abs/2312.02696, section 3.1
@@ -174,16 +185,16 @@ class Power(Schedule):
     def coefficient(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Coefficient of the sample at `steps`, `interval` after the last."""
-        kept = (self.exponent + 1) * ops.log1p(-interval / steps)
-        return -ops.expm1(kept)
+        """Return the coefficient of a sample. See `Schedule`."""
+        log_decay = (self.exponent + 1) * ops.log1p(-interval / steps)
+        return -ops.expm1(log_decay)
 
 
 @dataclass(frozen=True)
 class Uniform(Schedule):
-    """All samples have the same share, whatever time lies between them.
+    """The mean of all samples, however many steps are between them.
 
-    `1 / n` for the n-th sample.
+    The coefficient of the n-th sample is `1 / n`.
 
     References:
         Izmailov et al., 2018, https://arxiv.org/abs/1803.05407, algorithm 1
@@ -195,13 +206,13 @@ class Uniform(Schedule):
     def coefficient(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """Coefficient of the sample that makes `steps` of them."""
+        """Return the coefficient of a sample. Steps are samples."""
         del ops
         return interval / steps
 
 
 def decay_from_half_life(half_life: float) -> float:
-    """The decay whose average forgets half of its past in `half_life` steps.
+    """Return the decay with which coefficients halve in `half_life` steps.
 
     Args:
         half_life: Positive float, in optimizer steps.

@@ -1,18 +1,18 @@
-"""Which weights hold an average now, and what their raw values are.
+"""Records which variables hold an average, and their raw values.
 
-While an average is in a variable, the variable has one entry here: its raw
-value, what was put in, and whose average it is. The variable is the key, so
-models may share layers, and contexts nest in any way. Each variable alone is
-asked whether it still holds what was put in (NaN equals NaN). If not, somebody
-wrote to it, and what they wrote stays:
+While an average is swapped into a variable, the variable has one entry here:
+its raw value, the value that was swapped in, and the owner of the average.
+Entries belong to variables, so models may share layers, and contexts can be
+nested in any order. Before each swap, every variable is compared with the value
+that was swapped in (NaN equals NaN). If it differs, the variable was
+overwritten and keeps its new value:
 
-- a weight that gradients train was replaced, and the owner of the average is
-  told;
-- where only others were written to, they are state that changes at inference,
-  such as a counter or a cache: later swaps leave it alone.
+- if the weight is trainable, it was replaced, and the owner is notified;
+- if only other weights were overwritten, they are state that changes during
+  inference, such as a counter or a cache. Later swaps exclude it.
 
-What is kept here are copies, never the arrays that a variable holds: JAX
-donates these to its next step.
+The entries contain copies, never the arrays of a variable: JAX donates these to
+its next step.
 """
 
 import contextlib
@@ -28,44 +28,46 @@ from keras_wavg.keras_private import has_value
 from keras_wavg.warning import warn
 
 Copies = Callable[[Sequence[Any]], list[Any]]
-"""Function from variables to copies of their values."""
+"""Function that copies the values of variables."""
 Owner = Any
-"""Whose average it is, or `None`: an object with a list `replaced` of paths and
-with `counters`, which are others once its average has changed."""
+"""The owner of an average, or `None`: an object with a list `replaced` of paths
+and with `counters`, which change whenever the average does."""
 
 
-def _nobody() -> None:
+def _no_owner() -> None:
     """Reference to no owner."""
 
 
 @dataclass
 class Swapped:
-    """A variable that holds an average.
+    """The entry of a variable that holds an average.
 
     Args:
-        variable: Weak reference to the variable, whose end is the entry's.
-        raw: Its raw value.
-        put: What was put in, or `None` while a swap is going on: if that is
-            interrupted, the raw value is the right one.
+        variable: Weak reference to the variable. When the variable is deleted,
+            so is the entry.
+        raw: The raw value.
+        copies: See `Copies`, decides where `raw` and `value` are stored.
+        value: The value that was swapped in, or `None` during a swap. If that
+            is interrupted, the raw value is restored.
         owner: Weak reference to the owner.
-        copies: See `Copies`: where `raw` and `put` are.
     """
 
     variable: Any
     raw: Any
     copies: Copies
-    put: Any = None
-    owner: Callable[[], Owner] = _nobody
+    value: Any = None
+    owner: Callable[[], Owner] = _no_owner
 
 
-class Found(NamedTuple):
-    """What a variable held.
+class Contents(NamedTuple):
+    """What a variable holds.
 
     Args:
         variable: A Keras variable.
-        entry: `Swapped`, or `None` for its raw value.
-        writes: How often somebody had written to it while it held an average.
-        counters: Those of the owner.
+        entry: `Swapped`, or `None` for the raw value.
+        writes: Integer, how often the variable was overwritten while it held
+            an average.
+        counters: The counters of the owner.
     """
 
     variable: Any
@@ -79,41 +81,40 @@ _inference_state: dict[int, Any] = {}
 _writes: dict[int, tuple[Any, int]] = {}
 
 
-def put_in(
+def swap_in(
     variables: Sequence[Any],
     values: Sequence[Any],
     owner: Owner = None,
     copies: Copies = device_copies,
 ) -> None:
-    """Put values in variables. Their raw values are kept once.
+    """Swap values into variables, and keep the raw values.
 
     Args:
         variables: Keras variables.
-        values: Their new values, of any floating dtype.
-        owner: See `Owner`.
-        copies: See `Copies`, where raw values and averages are kept.
+        values: The new values, with any floating-point dtype.
+        owner: See `Owner`. Defaults to `None`.
+        copies: See `Copies`. Defaults to copies on the devices.
     """
-    settle(variables)
+    discard_overwritten(variables)
     pairs = [
         (variable, value)
         for variable, value in zip(variables, values, strict=True)
         if id(variable) not in _inference_state
     ]
     chosen = [variable for variable, _ in pairs]
-    fresh = [v for v in chosen if id(v) not in _swapped]
-    for variable, raw in zip(fresh, copies(fresh), strict=True):
-        _swapped[id(variable)] = Swapped(_tied(variable, _swapped), raw, copies)
+    new = [v for v in chosen if id(v) not in _swapped]
+    _add_entries(new, copies(new), copies)
     _assign(pairs)
-    _remember(chosen, _reference(owner))
+    _record(chosen, _reference(owner))
 
 
-def give_back(variables: Sequence[Any]) -> None:
-    """Give variables their raw values back, unless somebody wrote to them.
+def restore(variables: Sequence[Any]) -> None:
+    """Restore the raw values of variables that were not overwritten.
 
     Args:
-        variables: Keras variables. Those without an average stay as they are.
+        variables: Keras variables. Those without an average are not changed.
     """
-    settle(variables)
+    discard_overwritten(variables)
     swapped = [v for v in variables if id(v) in _swapped]
     _assign([(v, _swapped[id(v)].raw) for v in swapped])
     for variable in swapped:
@@ -121,176 +122,179 @@ def give_back(variables: Sequence[Any]) -> None:
 
 
 @contextlib.contextmanager
-def kept(variables: Sequence[Any]) -> Iterator[None]:
-    """Context after which variables hold what they held on entering.
+def preserved(variables: Sequence[Any]) -> Iterator[None]:
+    """Context after which variables hold what they held on entry.
 
-    That is another average, or their raw values. What somebody wrote in the
-    context stays.
+    That is another average, or the raw values. Variables that are overwritten
+    in the context keep their new values.
 
     Args:
-        variables: See `put_in`.
+        variables: Keras variables.
 
     Yields:
         `None`.
     """
-    before = remembered(variables)
+    before = contents(variables)
     try:
         yield
     finally:
-        put_back(before)
+        restore_contents(before)
 
 
 @contextlib.contextmanager
-def holding(
+def swapped_in(
     variables: Sequence[Any],
     values: Sequence[Any],
     owner: Owner = None,
     copies: Copies = device_copies,
 ) -> Iterator[None]:
-    """Context in which variables hold other values, and `kept`.
+    """Context in which values are swapped into variables.
 
     Args:
-        variables: See `put_in`.
-        values: See `put_in`.
-        owner: See `put_in`.
-        copies: See `put_in`.
+        variables: See `swap_in`.
+        values: See `swap_in`.
+        owner: See `swap_in`.
+        copies: See `swap_in`.
 
     Yields:
         `None`.
     """
-    with kept(variables):
-        put_in(variables, values, owner, copies)
+    with preserved(variables):
+        swap_in(variables, values, owner, copies)
         yield
 
 
 @contextlib.contextmanager
-def holding_raw(variables: Sequence[Any]) -> Iterator[None]:
+def raw_swapped_in(variables: Sequence[Any]) -> Iterator[None]:
     """Context in which variables hold their raw values.
 
     Args:
-        variables: See `put_in`.
+        variables: Keras variables.
 
     Yields:
         `None`.
     """
-    settle(variables)
+    discard_overwritten(variables)
     swapped = [v for v in variables if id(v) in _swapped]
-    with holding(swapped, _copies([_swapped[id(v)].raw for v in swapped])):
+    with swapped_in(swapped, _copied([_swapped[id(v)].raw for v in swapped])):
         yield
 
 
-def remembered(variables: Sequence[Any]) -> list[Found]:
-    """What variables hold now, for `put_back`."""
-    settle(variables)
+def contents(variables: Sequence[Any]) -> list[Contents]:
+    """What variables hold now, for `restore_contents`."""
+    discard_overwritten(variables)
     entries = [_swapped.get(id(v)) for v in variables]
     counters = _counters(filter(None, entries))
     return [
-        Found(v, replace(entry), _writes_to(v), counters[id(entry.owner())])
+        Contents(v, replace(entry), _writes_to(v), counters[id(entry.owner())])
         if entry
-        else Found(v, None, _writes_to(v), None)
+        else Contents(v, None, _writes_to(v), None)
         for v, entry in zip(variables, entries, strict=True)
     ]
 
 
-def put_back(before: Sequence[Found]) -> None:
-    """Let variables hold what they held when they were `remembered`.
+def restore_contents(before: Sequence[Contents]) -> None:
+    """Restore what variables held, as returned by `contents`.
 
-    What somebody wrote since then stays, and so does what variables hold
-    since the average that they held was updated.
+    Variables that were overwritten since then keep their values, and so do
+    those whose average was updated.
     """
-    give_back([v for v, entry, *_ in before if entry is None])
+    restore([v for v, entry, *_ in before if entry is None])
     averaged = [(v, entry, *r) for v, entry, *r in before if entry is not None]
-    settle([v for v, *_ in averaged])
+    discard_overwritten([v for v, *_ in averaged])
     counters_now = _counters(entry for _, entry, *_ in averaged)
     by_owner: dict[int, list[tuple[Any, Swapped]]] = {}
     for variable, entry, writes, counters in averaged:
         owner = entry.owner()
         if _writes_to(variable) != writes:
             if variable.trainable:
-                _tell(owner, variable)
+                _notify(owner, variable)
         elif counters_now[id(owner)] == counters:
             by_owner.setdefault(id(owner), []).append((variable, entry))
     for pairs in by_owner.values():
         variables, entries = zip(*pairs, strict=True)
-        values = _copies([entry.put for entry in entries])
-        put_in(variables, values, entries[0].owner(), entries[0].copies)
+        values = _copied([entry.value for entry in entries])
+        swap_in(variables, values, entries[0].owner(), entries[0].copies)
 
 
-def adopt(
+def register(
     variables: Sequence[Any],
     raw: Sequence[Any],
     owner: Owner,
     copies: Copies = device_copies,
 ) -> None:
-    """Learn that variables hold an average already, as a file says.
+    """Record that variables already hold an average, loaded from a file.
 
     Args:
         variables: Keras variables.
-        raw: Their raw values.
+        raw: The raw values.
         owner: See `Owner`.
-        copies: See `put_in`.
+        copies: See `swap_in`.
     """
-    for variable, value in zip(variables, raw, strict=True):
-        _swapped[id(variable)] = Swapped(
-            _tied(variable, _swapped), value, copies
-        )
-    _remember(variables, _reference(owner))
+    _add_entries(variables, raw, copies)
+    _record(variables, _reference(owner))
 
 
-def measured(variables: Sequence[Any]) -> None:
-    """Take what variables hold now for what was put in.
+def accept_current(variables: Sequence[Any]) -> None:
+    """Record the current values of variables as the values swapped in.
 
     Args:
-        variables: Keras variables, measured for the average that is in the
-            model. Those without an average stay as they are.
+        variables: Keras variables, measured for the average in the model.
+            Those without an average are not changed.
     """
     for variable in variables:
         if id(variable) in _swapped:
-            _remember([variable], _swapped[id(variable)].owner)
+            _record([variable], _swapped[id(variable)].owner)
 
 
-def settle(variables: Sequence[Any]) -> None:
-    """Let go of the entries of variables that somebody wrote to.
+def discard_overwritten(variables: Sequence[Any]) -> None:
+    """Discard the entries of variables that were overwritten.
 
     Args:
         variables: Keras variables.
     """
     if not _swapped:
         return
-    known = [(v, _swapped[id(v)]) for v in variables if id(v) in _swapped]
-    put = [
+    entries = [(v, _swapped[id(v)]) for v in variables if id(v) in _swapped]
+    complete = [
         (v, entry)
-        for v, entry in known
-        if entry.put is not None and has_value(v)
+        for v, entry in entries
+        if entry.value is not None and has_value(v)
     ]
-    same = same_values([v.value for v, _ in put], [e.put for _, e in put])
-    written = [one for one, kept in zip(put, same, strict=True) if not kept]
-    for variable, entry in written:
+    same = same_values(
+        [v.value for v, _ in complete], [entry.value for _, entry in complete]
+    )
+    overwritten = [
+        pair
+        for pair, is_same in zip(complete, same, strict=True)
+        if not is_same
+    ]
+    for variable, entry in overwritten:
         del _swapped[id(variable)]
         reference, writes = _tied(variable, _writes), _writes_to(variable)
         _writes[id(variable)] = reference, writes + 1
         if variable.trainable:
-            _tell(entry.owner(), variable)
-    # Where weights were trained or loaded, their statistics were, too.
-    if not any(variable.trainable for variable, _ in written):
-        _leave_alone([variable for variable, _ in written])
+            _notify(entry.owner(), variable)
+    # If weights were trained or loaded, so were their statistics.
+    if not any(variable.trainable for variable, _ in overwritten):
+        _exclude([variable for variable, _ in overwritten])
 
 
 def forget(owner: Owner) -> None:
-    """Let go of all entries of an owner: what is in the model stays."""
-    for key in [k for k, known in _swapped.items() if known.owner() is owner]:
+    """Discard all entries of an owner. The variables keep their values."""
+    for key in [k for k, entry in _swapped.items() if entry.owner() is owner]:
         del _swapped[key]
 
 
-def is_any_in(variables: Sequence[Any]) -> bool:
-    """Whether an average is in any of the variables."""
+def any_swapped(variables: Sequence[Any]) -> bool:
+    """Whether an average was swapped into any of the variables."""
     return bool(_swapped) and any(id(v) in _swapped for v in variables)
 
 
 def owners(variables: Sequence[Any]) -> list[Owner]:
-    """Those whose averages are in variables, each once."""
-    known = (_swapped.get(id(v)) for v in variables)
-    found = [entry.owner() for entry in known if entry]
+    """The owners of the averages in variables, without duplicates."""
+    entries = (_swapped.get(id(v)) for v in variables)
+    found = [entry.owner() for entry in entries if entry]
     return list({id(o): o for o in found if o is not None}.values())
 
 
@@ -299,43 +303,50 @@ def raw_values(variables: Sequence[Any], owner: Owner = None) -> dict[int, Any]:
 
     Args:
         variables: Keras variables.
-        owner: Only those behind this owner's average. Defaults to `None`, all.
+        owner: The owner of the averages. Defaults to `None`, any owner.
 
     Returns:
         Dict from integers to arrays.
     """
-    known = [_swapped.get(id(v)) for v in variables]
+    entries = [_swapped.get(id(v)) for v in variables]
     return {
         i: entry.raw
-        for i, entry in enumerate(known)
+        for i, entry in enumerate(entries)
         if entry and (owner is None or entry.owner() is owner)
     }
 
 
 def _counters(entries: Iterable[Swapped]) -> dict[int, Any]:
-    """Of the owners of entries, by the owner's id."""
+    """The counters of the owners of entries, by the owner's id."""
     found = {id(o): o for o in (entry.owner() for entry in entries)}
     return {key: o and o.counters for key, o in found.items()}
 
 
+def _add_entries(
+    variables: Sequence[Any], raw: Sequence[Any], copies: Copies
+) -> None:
+    for variable, value in zip(variables, raw, strict=True):
+        reference = _tied(variable, _swapped)
+        _swapped[id(variable)] = Swapped(reference, value, copies)
+
+
 def _assign(pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Assign values. If it is interrupted, raw values are right."""
+    """Assign values. If this is interrupted, raw values are restored later."""
     for variable, _ in pairs:
-        _swapped[id(variable)].put = None
+        _swapped[id(variable)].value = None
     assign([v for v, _ in pairs], [value for _, value in pairs])
 
 
-def _copies(values: Sequence[Any]) -> list[Any]:
-    # What the model holds JAX donates, and these are kept, here or by a
-    # context around.
+def _copied(values: Sequence[Any]) -> list[Any]:
+    # JAX donates the arrays of the model, and these are still needed.
     return [keras.ops.copy(value) for value in values]
 
 
-def _remember(variables: Sequence[Any], owner: Callable[[], Owner]) -> None:
+def _record(variables: Sequence[Any], owner: Callable[[], Owner]) -> None:
     for variable in variables:
-        known = _swapped[id(variable)]
-        (known.put,) = known.copies([variable])
-        known.owner = owner
+        entry = _swapped[id(variable)]
+        (entry.value,) = entry.copies([variable])
+        entry.owner = owner
 
 
 def _writes_to(variable: Any) -> int:
@@ -343,30 +354,31 @@ def _writes_to(variable: Any) -> int:
 
 
 def _tied(variable: Any, entries: dict[int, Any]) -> Any:
-    """Weak reference, with whose end the entry of the variable ends."""
+    """Weak reference that deletes the entry together with the variable."""
     key = id(variable)
     return weakref.ref(variable, lambda _: entries.pop(key, None))
 
 
 def _reference(owner: Owner) -> Callable[[], Owner]:
-    # Weak, because the variables are reached from the owner.
-    return _nobody if owner is None else weakref.ref(owner)
+    # Weak, because the owner refers to the variables.
+    return _no_owner if owner is None else weakref.ref(owner)
 
 
-def _tell(owner: Owner, variable: Any) -> None:
+def _notify(owner: Owner, variable: Any) -> None:
     if owner is not None:
         owner.replaced.append(variable.path)
 
 
-def _leave_alone(state: Sequence[Any]) -> None:
+def _exclude(state: Sequence[Any]) -> None:
+    """Exclude variables that change during inference from later swaps."""
     for variable in state:
         _inference_state[id(variable)] = _tied(variable, _inference_state)
     if state:
         more = f" and {len(state) - 1} more" if len(state) > 1 else ""
         warn(
-            f"The weight '{state[0].path}'{more}, which no gradient trains, "
+            f"The weight '{state[0].path}'{more}, which is not trainable, "
             "changed while an average was in the model. It keeps its new "
-            "value, and its average is no longer put in the model. If that "
-            "value depends on the one before, leave the weight out of the "
-            "average with `include`.",
+            "value, and its average is no longer swapped in. If the new value "
+            "depends on the old one, exclude the weight from the average with "
+            "`include`.",
         )

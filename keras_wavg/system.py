@@ -1,7 +1,7 @@
-"""Calls of the operating system, of which no platform has all.
+"""Operating system calls, with substitutes where the platform lacks one.
 
-Where one is missing, as on Windows and on older versions of macOS, something
-slower does the same.
+Windows and earlier versions of macOS lack some of them. The substitutes are
+slower.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ except ImportError:  # Windows
 
 _preadv: Any = getattr(os, "preadv", None)
 _pwrite: Any = getattr(os, "pwrite", None)
-_advise: Any = getattr(os, "posix_fadvise", None)
+_fadvise: Any = getattr(os, "posix_fadvise", None)
 _link: Any = getattr(os, "link", None)
-# Of a file that has no place of its own for each call.
-_one_at_a_time = threading.Lock()
+# Without `preadv` and `pwrite`, threads share the position in the file.
+_position_lock = threading.Lock()
 
 
 def _flags(*names: str) -> int:
@@ -29,56 +29,61 @@ def _flags(*names: str) -> int:
 
 
 def open_to_read(path: Path) -> int:
-    """A descriptor of a file. A pipe does not wait for its writer."""
+    """Open a file and return its descriptor.
+
+    A pipe is opened without waiting for a writer.
+    """
     return os.open(
         path, os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
     )
 
 
 def open_to_write(path: Path) -> int:
-    """A descriptor of a file, which is made if it is missing."""
+    """Open a file, creating it if it is missing, and return its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | _flags("O_CLOEXEC", "O_BINARY")
     return os.open(path, flags, 0o666)
 
 
 def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Read bytes into a view.
+    """Read bytes from an offset into a view.
 
     Returns:
-        Integer, how many. 0 at the end of the file.
+        Integer, the number of bytes, 0 at the end of the file.
     """
     if _preadv is not None:
         count: int = _preadv(descriptor, [view], offset)
         return count
-    with _one_at_a_time:
+    with _position_lock:
         os.lseek(descriptor, offset, os.SEEK_SET)
         data = os.read(descriptor, len(view))
     view[: len(data)] = data
     return len(data)
 
 
-def write_at(descriptor: int, data: memoryview, offset: int) -> int:
-    """Write bytes.
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of the bytes at an offset."""
+    done = 0
+    while done < len(data):
+        done += _write_at(descriptor, data[done:], offset + done)
 
-    Returns:
-        Integer, how many.
-    """
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> int:
     if _pwrite is not None:
         count: int = _pwrite(descriptor, data, offset)
         return count
-    with _one_at_a_time:
+    with _position_lock:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.write(descriptor, data)
 
 
-def begin_to_store(descriptor: int, offset: int, size: int) -> None:
-    """Have written bytes brought to the disk soon, and not all at the end."""
-    if _advise is not None:
-        _advise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Start to flush written bytes to the disk, so less is left for the end."""
+    if _fadvise is not None:
+        _fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 
 
-def store(path: Path) -> None:
-    """Wait until a file is on the disk, or, where it can be had, a folder."""
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a directory if possible, is stored on the disk."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -88,16 +93,16 @@ def store(path: Path) -> None:
         os.close(descriptor)
 
 
-def move_to_free_place(file: Path, target: Path) -> None:
-    """Move a file, or a folder, to where there is none.
+def move_without_replacing(path: Path, target: Path) -> None:
+    """Move a file or a directory to a path that does not exist.
 
     Raises:
-        FileExistsError: If there is one. Nothing is changed then. An empty
-            folder is none.
+        FileExistsError: If the target exists. Nothing is changed. An empty
+            directory may be replaced by a directory.
     """
-    if file.is_dir():
+    if path.is_dir():
         try:
-            file.rename(target)
+            path.rename(target)
         except OSError as error:
             if target.exists():
                 raise FileExistsError(str(target)) from error
@@ -106,46 +111,46 @@ def move_to_free_place(file: Path, target: Path) -> None:
     try:
         if _link is None:
             raise OSError  # noqa: TRY301
-        _link(file, target)
+        _link(path, target)
     except FileExistsError:
         raise
     except OSError:
-        # A file system without links. A new, empty file keeps the place.
+        # The file system has no links. An empty file reserves the target.
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         try:
-            file.replace(target)
+            path.replace(target)
         except BaseException:
             target.unlink()
             raise
     else:
-        file.unlink()
+        path.unlink()
 
 
-def raise_with_name(error: OSError, path: Path) -> NoReturn:
-    """Raise an error of the system so that it names a file."""
+def raise_with_path(error: OSError, path: Path) -> NoReturn:
+    """Raise an error of the operating system with a path, if it has none."""
     if error.errno is None or error.filename is not None:
         raise error
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Context in which no other process has the lock of a folder.
+def directory_lock(directory: Path) -> Iterator[bool]:
+    """Context that locks a directory against other processes.
 
-    It ends with the process, however that ends.
+    The lock is released at the latest when the process ends or is killed.
 
     Yields:
-        Boolean, whether the lock could be had.
+        Boolean, whether the directory could be locked.
     """
     if fcntl is None:
         yield False
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_locked = True
-        except OSError:  # another process has it, or there are none here
+        except OSError:  # locked by another process, or not supported
             is_locked = False
         yield is_locked
     finally:

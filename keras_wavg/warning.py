@@ -1,4 +1,4 @@
-"""Warnings that name the user's line."""
+"""Warnings that are attributed to the user's code."""
 
 import inspect
 import warnings
@@ -12,13 +12,13 @@ _INSIDE = tuple(
 
 
 def warn(message: str) -> None:
-    """Warn at the latest line that is neither ours nor Keras', each time.
+    """Warn at the innermost line outside of this package and Keras.
 
-    Python shows what it has shown of a line only once, and `warnings.warn`
-    takes a line of Keras for the user's.
+    `warnings.warn` would attribute the warning to Keras, and would show it only
+    once per line.
 
     Args:
-        message: String, what is the matter and what to do.
+        message: String, the problem and what to do.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_back is not None:

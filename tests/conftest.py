@@ -26,7 +26,7 @@ BACKEND = os.environ["KERAS_BACKEND"]
 # Several devices for `test_distribution.py`; all else runs on the first one.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-# Many tests compile the same small models. tox keeps the folder.
+# Many tests compile the same small models. tox keeps the directory.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(Path(tempfile.gettempdir(), "keras_wavg_tests_jax")),
@@ -34,7 +34,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# A GPU multiplies in fewer digits otherwise.
+# Otherwise a GPU multiplies with less precision.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 hypothesis.settings.register_profile("few", max_examples=20, deadline=None)
@@ -44,7 +44,7 @@ hypothesis.settings.load_profile("few")
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-    # It keeps every graph: minutes to look through, and little garbage.
+    # TensorFlow keeps every graph: a collection takes minutes, frees little.
     gc.set_threshold(700, 10, 1_000_000)
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
@@ -53,7 +53,7 @@ if BACKEND == "tensorflow":
 
 
 def pytest_report_header() -> str:
-    """Name what the tests run on."""
+    """Name the version of Keras and the backend."""
     return f"keras {importlib.metadata.version('keras')}, backend {BACKEND}"
 
 
@@ -63,7 +63,7 @@ def _same_start() -> None:
     keras = sys.modules.get("keras")
     if keras is None:
         return
-    # Garbage is left to Python: a collection takes a second after TensorFlow.
+    # No garbage collection here: with TensorFlow it takes a second.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
@@ -71,7 +71,7 @@ def _same_start() -> None:
 
 @pytest.fixture
 def figures():
-    """Figures without a screen, none of which is left."""
+    """Draw figures without a display, and close them."""
     from matplotlib import pyplot
 
     pyplot.switch_backend("Agg")
@@ -80,6 +80,6 @@ def figures():
 
 
 def pytest_sessionfinish() -> None:
-    """Leave garbage to the end of the process."""
-    # Otherwise Python looks through all of TensorFlow's graphs for a minute.
+    """Skip the last garbage collection."""
+    # With all of TensorFlow's graphs it takes a minute.
     gc.freeze()

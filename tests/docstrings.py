@@ -1,4 +1,4 @@
-"""The examples in docstrings of the package."""
+"""The examples in the docstrings of the package."""
 
 import doctest
 import importlib
@@ -10,12 +10,12 @@ PACKAGE = Path(keras_wavg.__file__).parent
 
 
 def examples() -> dict[str, doctest.DocTest]:
-    """All examples that can be run, by the name of what they are of."""
+    """All examples, by the name of the object that they document."""
     finder = doctest.DocTestFinder()
     return {
         test.name: test
         for path in sorted(PACKAGE.rglob("*.py"))
-        # What has none may be of a backend that is not installed.
+        # A module without examples may need a backend that is not installed.
         if ">>> " in path.read_text()
         for test in finder.find(_module(path))
         if test.examples
@@ -28,7 +28,7 @@ def trains(test: doctest.DocTest) -> bool:
 
 
 def failures(tests: dict[str, doctest.DocTest]) -> list[str]:
-    """Run examples. What went wrong with those that failed is printed."""
+    """Run examples, print their errors, and return those that failed."""
     runner = doctest.DocTestRunner()
     return [name for name, test in tests.items() if runner.run(test).failed]
 

@@ -1,4 +1,4 @@
-"""What holds for all files, checked by hypothesis, with few examples or many.
+"""Properties of all files, checked by hypothesis with few or many examples.
 
 `tests/files` tests each property with the default profile, `tests/slow/once`
 with the profile `many`.
@@ -18,10 +18,10 @@ import reference
 import weights_files
 
 from keras_wavg import average_checkpoints
-from keras_wavg.files.hdf5.reading import read_structure
+from keras_wavg.files.hdf5.encoder import assign_offsets, encode_metadata
+from keras_wavg.files.hdf5.parser import parse_structure
 from keras_wavg.files.hdf5.structure import Array, Structure
-from keras_wavg.files.hdf5.writing import metadata, place
-from keras_wavg.files.source import Source
+from keras_wavg.files.input_file import InputFile
 
 FLOATS = ["float32", "float16", "float64", ml_dtypes.bfloat16]
 NUMBERS = [
@@ -34,7 +34,7 @@ NUMBERS = [
 def examples(
     check: Callable[..., None], profile: str | None = None
 ) -> Callable[..., None]:
-    """A test of a property, with as many examples as a profile has."""
+    """A test of a property, with the number of examples of a profile."""
     test = hypothesis.given(**STRATEGIES[check])(check)
     return hypothesis.settings.get_profile(profile)(test) if profile else test
 
@@ -59,7 +59,7 @@ def some_weights(draw, most=5):
 
 @st.composite
 def some_finite_values(draw):
-    """40 numbers of any bits, of a type of floats."""
+    """40 finite elements of a floating-point type, from random bits."""
     dtype = numpy.dtype(draw(st.sampled_from(FLOATS)))
     bits = draw(arrays_of.arrays(f"uint{8 * dtype.itemsize}", 40))
     values = bits.view(dtype)
@@ -67,19 +67,19 @@ def some_finite_values(draw):
     return values
 
 
-def averaged(folder: Path, *contents: Any, **options: Any) -> Any:
-    """What comes out, whatever was there before."""
-    paths = weights_files.write_each(folder, *contents)
-    output = folder / "mean.weights.h5"
+def averaged(directory: Path, *contents: Any, **options: Any) -> Any:
+    """The averaged arrays."""
+    paths = weights_files.write_each(directory, *contents)
+    output = directory / "mean.weights.h5"
     average_checkpoints(paths, output, overwrite=True, **options)
     return weights_files.read(output)
 
 
-def check_the_mean_is_that_of_the_definition(tmp_path_factory, contents, data):
-    folder = tmp_path_factory.mktemp("files")
+def check_the_mean_is_as_defined(tmp_path_factory, contents, data):
+    directory = tmp_path_factory.mktemp("files")
     weight = st.floats(0.1, 10)
     weights = [data.draw(weight) for _ in contents]
-    got = averaged(folder, *contents, weights=weights)
+    got = averaged(directory, *contents, weights=weights)
     samples = [list(content.values()) for content in contents]
     expected = reference.weighted_mean(samples, weights)
     for name, exact in zip(contents[0], expected, strict=True):
@@ -100,25 +100,25 @@ def check_the_mean_is_that_of_the_definition(tmp_path_factory, contents, data):
 def check_the_order_of_the_files_does_not_matter(
     tmp_path_factory, contents, random
 ):
-    folder = tmp_path_factory.mktemp("files")
-    paths = weights_files.write_each(folder, *contents)
+    directory = tmp_path_factory.mktemp("files")
+    paths = weights_files.write_each(directory, *contents)
     weights = [random.uniform(0.1, 1) for _ in paths]
     pairs = list(zip(paths, weights, strict=True))
     results = []
     for number in range(2):
-        output = folder / f"mean{number}.weights.h5"
-        chosen, factors = zip(*pairs, strict=True)
-        average_checkpoints(chosen, output, weights=factors)
+        output = directory / f"mean{number}.weights.h5"
+        chosen, shuffled = zip(*pairs, strict=True)
+        average_checkpoints(chosen, output, weights=shuffled)
         results.append(weights_files.read(output))
         random.shuffle(pairs)
     assert list(results[0]) == list(results[1])
     assert weights_files.equal(*(list(found.values()) for found in results))
 
 
-def check_copies_of_a_file_give_that_file(tmp_path_factory, values, count):
-    folder = tmp_path_factory.mktemp("files")
+def check_the_mean_of_copies_is_the_original(tmp_path_factory, values, count):
+    directory = tmp_path_factory.mktemp("files")
     content = {"vars/0": values}
-    got = averaged(folder, *[content] * count)
+    got = averaged(directory, *[content] * count)
     assert weights_files.equal([got["vars/0"]], [values])
 
 
@@ -134,17 +134,16 @@ NAMES = st.text(
 
 @st.composite
 def structures(draw):
-    """Groups in groups, and arrays in them.
+    """Nested groups of arrays.
 
-    Hypothesis draws the names and how many objects there are. A generator of
-    random numbers draws where they are: drawn one by one, they take longer
-    than the test.
+    Hypothesis draws the names and the number of objects. A random generator
+    draws their groups: Hypothesis would take longer for these than the test.
     """
     names = draw(st.lists(NAMES, min_size=1, max_size=30, unique=True))
     rng = numpy.random.default_rng(draw(st.integers(0, 2**32)))
     structure = Structure({"": {}}, {})
     for _ in range(draw(st.integers(0, 300))):
-        # Half of them in one group: its tree has several nodes then.
+        # Half of them in the root, whose tree then has several nodes.
         groups = list(structure.groups)
         above = groups[rng.integers(len(groups)) * rng.integers(2)]
         number = rng.integers(60)
@@ -161,24 +160,24 @@ def structures(draw):
 
 
 def written(path: Path, structure: Structure) -> Structure:
-    """The structure as a file of zeros, and where its arrays are."""
-    placed, end = place(structure)
-    head, tail = metadata(placed, end)
+    """Write the structure as a file of zeros, and return it with offsets."""
+    stored_structure, end = assign_offsets(structure)
+    head, tail = encode_metadata(stored_structure, end)
     with path.open("wb") as file:
         file.write(head)
         file.seek(end)
         file.write(tail)
-    return placed
+    return stored_structure
 
 
 def structure_in(path: Path) -> Structure:
-    """The structure that is read from a file."""
-    with Source(path) as source:
-        return read_structure(source)
+    """The structure of a file."""
+    with InputFile(path) as file:
+        return parse_structure(file)
 
 
-def _where(structure: Structure) -> Any:
-    """The arrays; where they are counts only if there is something."""
+def _arrays_of(structure: Structure) -> Any:
+    """The arrays, ignoring the offsets of empty ones."""
     return {
         name: (array.dtype, array.shape, array.offset * bool(array.nbytes))
         for name, array in structure.arrays.items()
@@ -187,9 +186,9 @@ def _where(structure: Structure) -> Any:
 
 def check_h5py_reads_what_is_written(tmp_path_factory, structure):
     path = tmp_path_factory.mktemp("hdf5") / "a.h5"
-    placed = written(path, structure)
+    stored_structure = written(path, structure)
     read = structure_in(path)
-    assert _where(read) == _where(placed)
+    assert _arrays_of(read) == _arrays_of(stored_structure)
     assert dict(read.groups) == dict(structure.groups)
     found = []
     with h5py.File(path) as file:
@@ -211,15 +210,15 @@ def check_what_h5py_writes_is_read(tmp_path_factory, tree):
     expected = {}
     with h5py.File(path, "w") as file:
         for group, names in tree.items():
-            made = file.create_group(group)
-            made.attrs["name"] = group
+            created = file.create_group(group)
+            created.attrs["name"] = group
             for name in names:
-                made[name] = rng.normal(size=3)
-                expected[f"{group}/{name}"] = made[name][()].tobytes()
-    with Source(path) as source:
-        found = read_structure(source)
+                created[name] = rng.normal(size=3)
+                expected[f"{group}/{name}"] = created[name][()].tobytes()
+    with InputFile(path) as stored:
+        found = parse_structure(stored)
         for name, array in found.arrays.items():
-            data = source.read(array.offset, array.nbytes)
+            data = stored.read(array.offset, array.nbytes)
             assert data == expected[name]
     assert found.arrays.keys() == expected.keys()
     assert found.groups.keys() == {"", *tree}
@@ -227,7 +226,7 @@ def check_what_h5py_writes_is_read(tmp_path_factory, tree):
 
 
 STRATEGIES = {
-    check_the_mean_is_that_of_the_definition: {
+    check_the_mean_is_as_defined: {
         "contents": some_weights(),
         "data": st.data(),
     },
@@ -235,7 +234,7 @@ STRATEGIES = {
         "contents": some_weights(),
         "random": st.randoms(),
     },
-    check_copies_of_a_file_give_that_file: {
+    check_the_mean_of_copies_is_the_original: {
         "values": some_finite_values(),
         "count": st.integers(1, 12),
     },
@@ -246,4 +245,4 @@ STRATEGIES = {
         )
     },
 }
-"""From each property to its arguments."""
+"""Dict from each property to the strategies of its arguments."""

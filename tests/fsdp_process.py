@@ -1,6 +1,6 @@
 """One of several ranks that train a model with `fully_shard` of torch.
 
-python fsdp_process.py RANK COUNT PORT FOLDER
+python fsdp_process.py RANK COUNT PORT DIRECTORY
 """
 
 import sys
@@ -17,7 +17,7 @@ from keras_wavg import EMA, LAWA
 
 
 def shard(model, *, bound):
-    """Let the ranks share the weights, and the variables follow them."""
+    """Shard the weights over the ranks; variables follow them if `bound`."""
     slots = [
         (module, name, variable)
         for module in model.modules()
@@ -38,28 +38,28 @@ def shard(model, *, bound):
     return follow
 
 
-def whole(tensor):
+def gathered(tensor):
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     return tensor.detach().numpy().copy()
 
 
 def weights(model):
-    return [whole(variable.value) for variable in model.weights]
+    return [gathered(variable.value) for variable in model.weights]
 
 
-def refused(model):
+def refusal(model):
     shard(model, bound=False)
     try:
         EMA(0.9).set_model(model)
     except ValueError as error:
         return str(error)
-    return "nothing"
+    return "no error"
 
 
-def main(rank, count, folder):
-    torch_ranks.join(folder / "store", rank, count)
-    found = {"told": refused(models.dense())}
+def main(rank, count, directory):
+    torch_ranks.join(directory / "store", rank, count)
+    found = {"error": refusal(models.dense())}
     model = models.dense()
     follow = shard(model, bound=True)
     averages = {
@@ -73,9 +73,9 @@ def main(rank, count, folder):
     x, y = (torch.tensor(array) for array in models.data(6))
     samples = []
     for batch in range(6):
-        own = slice(4 * batch + rank, 4 * batch + 4, count)
+        part = slice(4 * batch + rank, 4 * batch + 4, count)
         optimizer.zero_grad()
-        (model(x[own]) - y[own]).square().mean().backward()
+        (model(x[part]) - y[part]).square().mean().backward()
         optimizer.step()
         follow()
         for average in averages.values():
@@ -93,11 +93,11 @@ def main(rank, count, folder):
     try:
         averages["ema"].get_weights()
     except ValueError as error:
-        found["told_get"] = str(error)
-    numpy.savez(folder / f"{rank}.npz", **found)
+        found["error_get"] = str(error)
+    numpy.savez(directory / f"{rank}.npz", **found)
     torch_ranks.leave()
 
 
 if __name__ == "__main__":
-    rank, count, _, folder = sys.argv[1:]
-    main(int(rank), int(count), Path(folder))
+    rank, count, _, directory = sys.argv[1:]
+    main(int(rank), int(count), Path(directory))

@@ -1,6 +1,6 @@
 """One of several processes that train a model of JAX together.
 
-python jax_process.py RANK COUNT PORT TASK LAYOUT FOLDER
+python jax_process.py RANK COUNT PORT TASK LAYOUT DIRECTORY
 """
 
 import os
@@ -81,8 +81,8 @@ LAYOUTS = {
 }
 
 
-def own(array, layout):
-    """What this process reads of the data: its part of each batch, or all."""
+def local_part(array, layout):
+    """The data of this process: its part of each batch, or all."""
     if layout == "model":
         return array
     parts = array.reshape(STEPS, COUNT, -1, array.shape[1])
@@ -94,7 +94,7 @@ class Run:
 
     def __init__(self, layout):
         self.layout = layout
-        self.x, self.y = own(X, layout), own(Y, layout)
+        self.x, self.y = local_part(X, layout), local_part(Y, layout)
         self.size = BATCH // (COUNT if layout == "data" else 1)
         self.model = self.new()
         self.averages = self.each_average()
@@ -107,7 +107,7 @@ class Run:
         wide = keras.layers.Dense(32, activation="tanh", name="wide")(inputs)
         normal = keras.layers.BatchNormalization(name="wide_normal")(wide)
         outputs = keras.layers.Dense(1, name="out")(normal)
-        # Of a Sequential model `load_model` reads no weights from Orbax.
+        # `load_model` reads no weights of a Sequential model from Orbax.
         model = keras.Model(inputs, outputs, name="wide")
         model.compile(keras.optimizers.Adam(0.01), "mse")
         model.optimizer.build(model.trainable_variables)
@@ -121,14 +121,14 @@ class Run:
             PowerEMA((0.1, 0.2), swap=False),
             LAWA(2, every_steps=2, swap=False),
             SWAG(rank=2, every_steps=3, swap=False),
-            BEMA(every=2, swap=False),
+            BEMA(every_steps=2, swap=False),
             FGE(4),
-            SWA(bn_data=self.batches(), name="swa"),
+            SWA(batch_norm_data=self.batches(), name="swa"),
         ]
         return {average.name: average for average in averages}
 
     def batches(self):
-        """The inputs as a list that is gone through again and again."""
+        """The inputs, which can be iterated repeatedly."""
         return Batches(self.x, self.size)
 
     def fit(self, model, *callbacks, epochs=2, **options):
@@ -144,12 +144,15 @@ class Run:
         )
 
     def weights(self, model):
-        return [whole(variable.value) for variable in model.weights]
+        return [gathered(variable.value) for variable in model.weights]
 
-    def held(self, average, model):
-        """What the model holds while an average is in it."""
-        with average.applied():
-            return self.weights(model)
+    def all_averages(self, model, averages):
+        """The weights of the model while each average is swapped in."""
+        found = {}
+        for name, average in averages.items():
+            with average.applied():
+                found[name] = self.weights(model)
+        return found
 
 
 class Batches(keras.utils.PyDataset):
@@ -164,43 +167,43 @@ class Batches(keras.utils.PyDataset):
         return self.x[index * self.size : (index + 1) * self.size]
 
 
-def whole(array):
+def gathered(array):
     if array.is_fully_addressable or array.is_fully_replicated:
         return numpy.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def refusals(run, folder):
-    """What each process is told where it has a part of the weights only."""
-    told = {}
+def refused_calls(run, directory):
+    """Errors of calls that need all weights in one process."""
+    errors = {}
     model = run.new()
     calls = {
         "get": run.averages["ema"].get_weights,
         "save": lambda: run.averages["ema"].save_weights(
-            folder / f"{RANK}.weights.h5"
+            directory / f"{RANK}.weights.h5"
         ),
         "snapshots": lambda: run.fit(
-            model, PowerEMA(0.1, snapshots=folder / f"snapshots{RANK}")
+            model, PowerEMA(0.1, snapshot_dir=directory / f"snapshots{RANK}")
         ),
         "members": lambda: run.fit(
-            model, FGE(4, folder=folder / f"members{RANK}")
+            model, FGE(4, member_dir=directory / f"members{RANK}")
         ),
         "seed": run.averages["swag"].sample().__enter__,
     }
     for name, call in calls.items():
         try:
             call()
-            told[name] = "nothing"
+            errors[name] = "no error"
         except ValueError as error:
-            told[name] = str(error)
-    return told
+            errors[name] = str(error)
+    return errors
 
 
-def train(layout, folder):
-    """A training with each average, its checkpoint, and how it goes on."""
+def train(layout, directory):
+    """Train with each average, save checkpoints, and resume from them."""
     run = Run(layout)
     orbax = keras.callbacks.OrbaxCheckpoint(
-        folder / "orbax",
+        directory / "orbax",
         max_to_keep=None,
         save_on_background=layout == "data",
     )
@@ -210,89 +213,88 @@ def train(layout, folder):
     averages = run.averages.values()
     history = run.fit(run.model, *averages, evaluator, orbax).history
     orbax.wait_until_finished()
-    # Each process averages its share, without a word to the others.
+    # Each process averages its part, without communication.
     average_checkpoints(
-        [folder / "orbax"],
-        folder / "mean",
+        [directory / "orbax"],
+        directory / "mean",
         steps=MEAN_OF,
         process=(RANK, COUNT),
     )
     if layout == "data" and RANK == COUNT - 1:
-        # One process alone: the others are not waited for. `model.save_weights`
-        # of Keras waits for them, where it makes an optimizer to look at.
-        run.averages["ema"].save_weights(folder / "alone.weights.h5")
+        # One process alone, without the others. `model.save_weights` of Keras
+        # would wait for them when it creates an optimizer to compare with.
+        run.averages["ema"].save_weights(directory / "alone.weights.h5")
     found = {f"{name}_score": scores for name, scores in history.items()}
-    held = {n: run.held(a, run.model) for n, a in run.averages.items()}
-    found |= flat(held)
+    found |= flat(run.all_averages(run.model, run.averages))
     with run.averages["swag"].sample(seed=3):
         found |= flat({"sample": run.weights(run.model)})
     program = probe.program(run.averages["ema"])
-    moves = "all-gather|all-to-all|all-reduce|collective|scatter"
-    found["moves"] = numpy.array(re.findall(moves, program))
-    found |= {f"told_{k}": v for k, v in refusals(run, folder).items()}
+    collectives = "all-gather|all-to-all|all-reduce|collective|scatter"
+    found["collectives"] = numpy.array(re.findall(collectives, program))
+    found |= {f"error_{k}": v for k, v in refused_calls(run, directory).items()}
 
     other, again = run.new(), run.each_average()
     for average in again.values():
         average.set_model(other)
-    other.load_weights(folder / "orbax")
-    plain = keras.saving.load_model(folder / "orbax")
+    other.load_weights(directory / "orbax")
+    plain = keras.saving.load_model(directory / "orbax")
     shown = zip(run.weights(plain), run.weights(other), strict=True)
     found["plain"] = all(numpy.array_equal(*pair) for pair in shown)
-    same = flat({n: run.held(a, other) for n, a in again.items()})
+    same = flat(run.all_averages(other, again))
     found["loaded"] = all(numpy.array_equal(same[k], found[k]) for k in same)
     for model, callbacks in ((run.model, run.averages), (other, again)):
         run.fit(model, *callbacks.values(), epochs=1)
     ends = [
-        flat({n: run.held(a, m) for n, a in averages.items()})
-        for m, averages in ((run.model, run.averages), (other, again))
+        flat(run.all_averages(*pair))
+        for pair in ((run.model, run.averages), (other, again))
     ]
-    found["goes_on"] = all(
+    found["resumed"] = all(
         numpy.array_equal(ends[0][key], array) for key, array in ends[1].items()
     )
 
     model = run.new()
-    run.fit(model, Lookahead(every=2), epochs=1)
+    run.fit(model, Lookahead(every_steps=2), epochs=1)
     update_bn(model, run.batches(), verbose=0)
     found |= flat({"lookahead": run.weights(model)})
-    numpy.savez(folder / f"{RANK}.npz", **found)
+    numpy.savez(directory / f"{RANK}.npz", **found)
 
 
-def deploy(layout, folder):
-    """A file that any process reads, made of a checkpoint of several."""
+def deploy(layout, directory):
+    """Save a file for any process, from a checkpoint of several."""
     run = Run(layout)
     run.averages["ema"].set_model(run.model)
-    run.model.load_weights(folder / "orbax")
-    run.averages["ema"].save_weights(folder / "deployed.weights.h5")
+    run.model.load_weights(directory / "orbax")
+    run.averages["ema"].save_weights(directory / "deployed.weights.h5")
 
 
 class Slowly(keras.callbacks.Callback):
-    """Gives the test the time to kill a process."""
+    """Gives the test time to kill a process."""
 
     def on_train_batch_end(self, batch, logs=None):
         time.sleep(0.02)
 
 
-def resume(layout, folder):
+def resume(layout, directory):
     """Train to the end, from the last checkpoint if there is one."""
     run = Run(layout)
     averages = {name: run.averages[name] for name in ("ema", "lawa", "cpu")}
     for average in averages.values():
         average.set_model(run.model)
     first = 0
-    if any(child.name.isdecimal() for child in folder.glob("orbax/*")):
-        run.model.load_weights(folder / "orbax")
+    if any(child.name.isdecimal() for child in directory.glob("orbax/*")):
+        run.model.load_weights(directory / "orbax")
         first = int(run.model.optimizer.iterations) // STEPS
     orbax = keras.callbacks.OrbaxCheckpoint(
-        folder / "orbax", save_on_background=False
+        directory / "orbax", save_on_background=False
     )
-    (folder / f"{RANK}.began").write_text(str(first))
+    (directory / f"{RANK}.start").write_text(str(first))
     callbacks = [*averages.values(), orbax, Slowly()]
     run.fit(run.model, *callbacks, epochs=6, initial_epoch=first)
-    held = {n: run.held(a, run.model) for n, a in averages.items()}
+    found = run.all_averages(run.model, averages)
     averages["ema"].restore()
-    held["raw"] = run.weights(run.model)
+    found["raw"] = run.weights(run.model)
     counts = {f"{n}_counts": probe.counts(a) for n, a in averages.items()}
-    numpy.savez(folder / f"{RANK}.npz", **flat(held), **counts)
+    numpy.savez(directory / f"{RANK}.npz", **flat(found), **counts)
 
 
 def flat(arrays):

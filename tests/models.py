@@ -25,14 +25,14 @@ def data(
 
 
 def generator(batches: int) -> Iterator[Any]:
-    """Batches one by one, their number unknown to Keras."""
+    """Batches one by one, so that Keras does not know their number."""
     x, y = data(batches)
     for index in range(0, len(x), BATCH):
         yield x[index : index + BATCH], y[index : index + BATCH]
 
 
 def seeded(build: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
-    """Let every model of a kind begin with the same weights."""
+    """Build a model with the same initial weights each time."""
 
     def seed_and_build() -> keras.Model:
         keras.utils.set_random_seed(1)
@@ -55,7 +55,7 @@ def dense() -> keras.Model:
 
 @seeded
 def batch_norm() -> keras.Model:
-    """With moving statistics, random seeds and a weight too big to pack."""
+    """Moving statistics, random seeds and a weight too large to pack."""
     return keras.Sequential(
         [
             keras.Input((4,)),
@@ -167,9 +167,9 @@ class Samples(keras.callbacks.Callback):
 
 
 class InOrder(keras.callbacks.Callback):
-    """Calls the hooks of callbacks in this order, and no average moves forward.
+    """Calls hooks in the given order: averages in it do not move forward.
 
-    So callbacks may change or record the weights before an average does.
+    So callbacks can change or record the weights before an average is updated.
     """
 
     def __init__(self, *callbacks: keras.callbacks.Callback) -> None:
@@ -196,10 +196,10 @@ class InOrder(keras.callbacks.Callback):
 
 
 class Steps(Samples):
-    """Records the weights where the optimizer counted a step."""
+    """Records the weights after each batch with an optimizer step."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Record the weights if the optimizer has moved."""
+        """Record the weights if the optimizer has made a step."""
         steps = int(self.model.optimizer.iterations)
         if steps > len(self.weights):
             super().on_train_batch_end(batch, logs)
@@ -223,13 +223,13 @@ loses_parts_of_shards = pytest.mark.xfail(
     reason="Keras 3.10 loses a part of each weight group between two shards",
     strict=False,
 )
-# So it is not asked to save shards there.
+# So the tests do not save shards there.
 _SHARDED = [] if _LOSES_PARTS else ["a.weights.json"]
 FILES = ["a.weights.h5", *_SHARDED, "a.keras"]
 
 
 def save(model: keras.Model, path: Path) -> Path:
-    """Save all of a model, in the format that the name asks for."""
+    """Save all of a model, in the format of the file name."""
     if path.suffix == ".keras":
         model.save(path)
     elif path.suffix == ".json":
@@ -258,7 +258,7 @@ def fresh(
 
 
 class Clock(layers.Layer):
-    """Two weights that gradient descent leads along t / N and (t / N)**2."""
+    """Two weights that become t / N and (t / N)**2 by gradient descent."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class Clock(layers.Layer):
 
 
 def clock(steps: int) -> keras.Model:
-    """Whose two weights tell the share of `steps` that is over."""
+    """A model whose weights show which fraction of `steps` was trained."""
     model = keras.Sequential([keras.Input((1,)), Clock(steps)])
     model.compile(keras.optimizers.SGD(1 / steps))
     return model

@@ -1,4 +1,4 @@
-"""Checkpoints as Keras' `OrbaxCheckpoint` writes them, without a model."""
+"""Writes checkpoints like Keras' `OrbaxCheckpoint`, without a model."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def write(
     config: str | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
-    """The folder of a step with arrays, by their paths in the tree."""
+    """Write arrays, by their paths in the tree, to the directory of a step."""
     pytree = step / "pytree"
     pytree.mkdir(parents=True)
     tree = {}
@@ -76,7 +76,7 @@ def write(
 
 
 def write_each(root: Path, *contents: Arrays, **options: Any) -> list[Path]:
-    """A step for each of some arrays, from 0 on."""
+    """Write a step for each of several contents, starting with step 0."""
     return [
         write(root / str(step), arrays, **options)
         for step, arrays in enumerate(contents)
@@ -84,13 +84,13 @@ def write_each(root: Path, *contents: Arrays, **options: Any) -> list[Path]:
 
 
 def read(step: Path) -> Arrays:
-    """The arrays of a step, by their paths in the tree."""
+    """Read the arrays of a step, by their paths in the tree."""
     pytree = step / "pytree"
     tree = json.loads((pytree / "_METADATA").read_text())
     driver = "zarr3" if tree["use_zarr3"] else "zarr"
     found = {}
-    for listed in tree["tree_metadata"].values():
-        keys = [key["key"] for key in listed["key_metadata"]]
+    for item in tree["tree_metadata"].values():
+        keys = [key["key"] for key in item["key_metadata"]]
         kvstore = _kvstore(pytree, ".".join(keys), packed=tree["use_ocdbt"])
         spec = {"driver": driver, "kvstore": kvstore}
         stored = tensorstore.open(spec, read=True).result()
@@ -109,7 +109,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def copy(step: Path, target: Path) -> Path:
-    """Another step that is the same."""
+    """Copy a step."""
     return Path(shutil.copytree(step, target))
 
 

@@ -1,4 +1,4 @@
-"""What no public name tells of a callback: the only private access of tests."""
+"""The private state of callbacks: the only private access of the tests."""
 
 from typing import Any, NamedTuple
 
@@ -6,16 +6,16 @@ import keras
 import numpy
 
 from keras_wavg import backend, swapping
-from keras_wavg.saveable import saved_averages
+from keras_wavg.saving import saved_averages
 
 Arrays = list[numpy.ndarray]
 
 
 class Counts(NamedTuple):
-    """What a callback has counted for its model.
+    """The counts of a callback for its model.
 
     Args:
-        now: Optimizer steps that were made.
+        now: Optimizer steps.
         epochs: Epochs that have ended.
         pending: Steps, or epochs, since the last sample.
         last: The time of the last sample.
@@ -31,68 +31,70 @@ class Counts(NamedTuple):
 
 def counts(average: Any) -> Counts:
     """All counts of a callback."""
-    running, shadow = average._running, average._shadow
-    times = (running.clock.now, running.epochs, running._pending)
-    return Counts(*times, *(shadow.counters if shadow else (0, 0)))
+    current, averaged = average._current, average._averaged
+    times = (current.clock.now, current.epochs, current._pending)
+    return Counts(*times, *(averaged.counters if averaged else (0, 0)))
 
 
-def has_begun(average: Any) -> bool:
-    """Whether there are averages, of no step yet or of some."""
-    return average._shadow is not None
+def has_started(average: Any) -> bool:
+    """Whether the average has started, perhaps without an update yet."""
+    return average._averaged is not None
 
 
 def is_in_model(average: Any) -> bool:
-    """Whether the average was put in the model and not taken out since."""
+    """Whether the average is swapped in."""
     return average._is_in_model()
 
 
 def raw_weights(average: Any) -> Arrays:
-    """The raw values of the averaged weights, while the average is in."""
+    """Raw values of the averaged weights, while the average is swapped in."""
     return [*map(keras.ops.convert_to_numpy, raw_tensors(average))]
 
 
 def raw_tensors(average: Any) -> list[Any]:
-    """The same, as the tensors or arrays that are kept."""
+    """The same, as the tensors or arrays that are stored."""
     return list(swapping.raw_values(variables(average)).values())
 
 
 def tensors(average: Any) -> list[Any]:
     """Copies of the averages, as tensors of the backend."""
-    return average._shadow.averages.read()
+    return average._averaged.averages.read()
 
 
 def stored(average: Any) -> list[tuple[Any, Any]]:
     """Each averaged variable's value on JAX, and the array of its average."""
-    averages = average._shadow.averages
+    averages = average._averaged.averages
     arrays = averages._packing.unpack(averages._arrays[0])
     return list(zip(averages._variables, arrays, strict=True))
 
 
 def buffers(average: Any) -> list[Any]:
-    """The arrays or tensors in which the averages lie."""
-    averages = average._shadow.averages
+    """The arrays or tensors that store the averages."""
+    averages = average._averaged.averages
     return (getattr(averages, "_arrays", None) or averages._averages)[0]
 
 
 def kept(average: Any) -> dict[str, Arrays]:
-    """What a method keeps besides its average, by name."""
-    shadow = average._shadow
-    if shadow is None or not shadow._plan.method.keeps(shadow.steps):
+    """Arrays that a method keeps besides its average, by name."""
+    averaged = average._averaged
+    if averaged is None:
+        return {}
+    if not averaged._plan.method.extra_names(averaged.steps):
         return {}
     return {
         name: [*map(keras.ops.convert_to_numpy, arrays)]
-        for name, arrays in shadow.averages.kept().items()
+        for name, arrays in averaged.averages.extra_arrays().items()
     }
 
 
 def variables(average: Any) -> list[Any]:
     """The averaged Keras variables."""
-    return average._shadow._variables
+    return average._averaged._variables
 
 
 def program(average: Any) -> str:
-    """What XLA makes of an update on JAX."""
-    averages = average._shadow.averages
+    """The program that XLA compiles for an update on JAX."""
+    averages = average._averaged.averages
     weights = [variable.value for variable in averages._variables]
     update = averages._update.lower(
         averages._arrays, averages._counters, weights, 1, None, 1
@@ -101,24 +103,24 @@ def program(average: Any) -> str:
 
 
 def attach(model: Any) -> None:
-    """Let the variables hold the weights of now, after an error on JAX too."""
-    backend.attach_weights(model)
+    """Make the variables hold the current weights, even after an error."""
+    backend.sync_weights(model)
 
 
-def indices_in(model: Any) -> set[int]:
+def swapped_indices(model: Any) -> set[int]:
     """The indices of the weights that hold an average."""
     raw = swapping.raw_values(model.weights)
     return {i for i in raw if _is_held(model.weights[i])}
 
 
 def _is_held(variable: Any) -> bool:
-    """Whether nobody has written to a variable that holds an average."""
-    put = swapping._swapped[id(variable)].put
+    """Whether a variable still holds its average."""
+    put = swapping._swapped[id(variable)].value
     return all(backend.same_values([variable.value], [put]))
 
 
 def raw_weights_of(model: Any) -> Arrays:
-    """All weights, as they are without an average in the model."""
+    """All weights, as they are when no average is swapped in."""
     attach(model)
     raw = swapping.raw_values(model.weights)
     values = [
@@ -129,7 +131,7 @@ def raw_weights_of(model: Any) -> Arrays:
 
 
 def detach(model: Any) -> None:
-    """Let a model be as if it had never been averaged."""
+    """Remove all averages from a model."""
     for owner in swapping.owners(model.weights):
         swapping.forget(owner)
     for attribute in saved_averages(model):

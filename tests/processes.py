@@ -1,4 +1,4 @@
-"""Real processes that train one model together, over loopback."""
+"""Start processes that train one model together, over loopback."""
 
 import os
 import socket
@@ -12,21 +12,21 @@ TESTS = Path(__file__).parent
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A free port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def environment() -> dict[str, str]:
-    """That of a process which finds what is found here."""
+    """The environment of a process that imports the same modules."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
 
 
 def start(script: str, count: int, *arguments: Any) -> list[Any]:
-    """Start a script of `tests` so many times.
+    """Start `count` processes that run a script of `tests`.
 
-    Its arguments are the rank, the count, a port, and what is given here.
+    The arguments of the script are the rank, the count, a port, `*arguments`.
     """
     port = free_port()
     return [
@@ -40,7 +40,7 @@ def start(script: str, count: int, *arguments: Any) -> list[Any]:
 
 
 def finish(processes: list[Any], seconds: float = 600) -> None:
-    """Wait for processes, none of which may fail or take longer."""
+    """Wait for processes. All must succeed within `seconds`."""
     end = time.monotonic() + seconds
     codes = [None]
     while None in codes and not any(codes) and time.monotonic() < end:

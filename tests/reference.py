@@ -1,4 +1,4 @@
-"""The oracle: each average by its definition, in float64, naive on purpose."""
+"""Each average by its definition, in float64, without optimization."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,11 +20,11 @@ def ema(
 
     Args:
         samples: Weights after optimizer step 1, 2, ...
-        decay: Share kept in one optimizer step.
-        initial: Weights from before training: the textbook recursion starts
-            there. Without them the average is corrected for bias.
+        decay: Coefficient of the average in one optimizer step.
+        initial: Weights before training, from which the textbook recursion
+            starts. Without them the average is corrected for bias.
         every: Optimizer steps between samples.
-        start: Optimizer steps that do not count.
+        start: Optimizer steps before the average starts.
         warmup: Whether the n-th step keeps `min(decay, (1 + n) / (10 + n))`.
 
     Returns:
@@ -51,17 +51,17 @@ def ema(
     return [average / total for average in averages]
 
 
-def of_finite(
+def average_of_finite(
     samples: Sequence[Weights], coefficient: Callable[[int], float]
 ) -> list[numpy.ndarray]:
     """The average of each element over the samples in which it is finite.
 
-    An element that is NaN or infinite in the n-th sample is not moved by it. It
-    begins at its first finite value.
+    An element that is NaN or infinite in a sample is not changed by it. It
+    starts at its first finite value.
 
     Args:
         samples: Weights after optimizer step 1, 2, ...
-        coefficient: Function from n to how far the n-th sample moves it.
+        coefficient: Function from n to the coefficient of the n-th sample.
 
     Returns:
         List of float64 arrays.
@@ -80,10 +80,10 @@ def of_finite(
 
 
 def relative_error(received: Weights, expected: Weights) -> float:
-    """Largest difference, each array's measured by its largest element.
+    """Largest difference, relative to the largest element of each array.
 
-    An array that happens to lie near zero is measured by 0.1, the size of the
-    weights of the tests' models: it was rounded when it was larger.
+    For an array near zero it is relative to 0.1, the size of weights in the
+    models of the tests: the array was rounded when it was larger.
     """
     errors = [
         numpy.max(numpy.abs(a.astype("float64") - b))
@@ -143,9 +143,9 @@ def swag_moments(
 def power(
     samples: Sequence[Weights], exponent: float, every: int = 1
 ) -> list[numpy.ndarray]:
-    """Power-function average: each step has a share like `step**exponent`.
+    """Power-function average: the coefficient of a step is `step**exponent`.
 
-    The steps up to a sample have the sample's weights.
+    The steps up to a sample have the weights of the sample.
 
     Args:
         samples: Weights after optimizer step 1, 2, ...
@@ -156,25 +156,28 @@ def power(
         List of float64 arrays.
     """
     ends = range(every, len(samples) + 1, every)
-    masses = [
+    coefficients = [
         end ** (exponent + 1) - (end - every) ** (exponent + 1) for end in ends
     ]
-    return weighted_mean([samples[end - 1] for end in ends], masses)
+    return weighted_mean([samples[end - 1] for end in ends], coefficients)
 
 
 def weighted_mean(
-    samples: Sequence[Weights], weights: Sequence[float]
+    samples: Sequence[Weights], coefficients: Sequence[float]
 ) -> list[numpy.ndarray]:
-    """The mean of some samples, each with a weight, not rounded.
+    """The mean of samples, each with a coefficient, not rounded.
 
     Returns:
         List of float64 arrays.
     """
     columns = zip(*samples, strict=True)
     return [
-        sum(w * x.astype("float64") for w, x in zip(weights, c, strict=True))
-        / sum(weights)
-        for c in columns
+        sum(
+            c * w.astype("float64")
+            for c, w in zip(coefficients, column, strict=True)
+        )
+        / sum(coefficients)
+        for column in columns
     ]
 
 
@@ -190,7 +193,7 @@ def bema(
     multiplier: float = 1.0,
     trained: Sequence[bool] | None = None,
 ) -> list[numpy.ndarray]:
-    """BEMA after the latest update, as the paper writes it.
+    """BEMA after the latest update, as the paper defines it.
 
     Args:
         samples: Weights after optimizer step 1, 2, ...
@@ -201,8 +204,8 @@ def bema(
         bias_power: `eta`.
         lag: `rho`.
         multiplier: `gamma`.
-        trained: Whether gradients train each weight, by which the lag is
-            corrected. All of them if missing.
+        trained: For each weight, whether gradients train it: only then its lag
+            is corrected. Defaults to all.
 
     Returns:
         List of float64 arrays.

@@ -1,6 +1,6 @@
-"""Models that begin each test as if they were new, but are traced only once.
+"""Models that are as new in each test, but are traced only once.
 
-TensorFlow traces a model's training step in longer than a short test trains it.
+TensorFlow takes longer to trace a training step than a short test to train.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ import probe
 
 
 class Reused:
-    """Gives a compiled model again and again as it was at first.
+    """Returns the same compiled model in its initial state, at each call.
 
-    There is one model, so a test that needs two at a time builds the other one
-    itself, and so does a test that leaves `fit` by an exception or that changes
-    more than values: what is trainable, how the model is compiled.
+    A test must build another model if it needs two at a time, leaves `fit` by
+    an exception, or changes more than values: what is trainable, or how the
+    model is compiled.
 
     Args:
         build: Function that returns a built model for `models.data`.
@@ -33,9 +33,9 @@ class Reused:
         self._values: list[tuple[Any, numpy.ndarray]] = []
 
     def __call__(self) -> Any:
-        """The model, with the values that it was built with and no average."""
+        """The model, with its initial values and without averages."""
         if self._model is None:
-            self._begin()
+            self._build_and_trace()
         probe.detach(self._model)
         for variable, value in self._values:
             # A copy: JAX may train in the memory that it is given.
@@ -43,8 +43,8 @@ class Reused:
         keras.utils.set_random_seed(1)
         return self._model
 
-    def _begin(self) -> None:
-        # The test before may have left another one.
+    def _build_and_trace(self) -> None:
+        # The previous test may have set another policy.
         keras.config.set_dtype_policy("float32")
         chosen = self._optimizer
         optimizer = chosen() if callable(chosen) else chosen
@@ -53,7 +53,7 @@ class Reused:
             (v, numpy.array(keras.ops.convert_to_numpy(v.value)))
             for v in [*model.variables, *model.optimizer.variables]
         ]
-        # The first `fit` alone has an epoch shuffled once more, to see a batch.
+        # Only the first `fit` shuffles an epoch once more, to read a batch.
         model.fit(*models.data(1), batch_size=models.BATCH, verbose=0)
         self._model = model
 

@@ -1,6 +1,6 @@
-"""Averages of every kind, and means to tell whether a file gave all of it back.
+"""Averages of every kind, and checks that a file restores all of their state.
 
-For the tests of files that Keras writes of a model, with few examples or many.
+For tests of files that Keras saves, with few examples or many.
 """
 
 import functools
@@ -16,50 +16,61 @@ import probe
 
 from keras_wavg import BEMA, EMA, FGE, LAWA, SWA, SWAG, Lookahead, PowerEMA
 
-# By the names that they have in files. What is on the device is compiled for
-# each test: `EMA` has its other options in `tests/slow/live/test_resume.py`.
+# By their names in files. Averages on the device are compiled for each test:
+# `tests/slow/live/test_resume.py` has the other options of `EMA`.
 AVERAGES = {
     "default": functools.partial(EMA, 0.9),
     "textbook": functools.partial(EMA, 0.9, bias_correction=False),
-    "every_kernel": functools.partial(EMA, 0.9, every=5, include="kernel"),
-    "textbook_late": functools.partial(
-        EMA, 0.9, every=2, start=7, warmup=True, bias_correction=False
+    "every_kernel": functools.partial(
+        EMA, 0.9, every_steps=5, include="kernel"
     ),
-    "not_begun": functools.partial(EMA, 0.9, start=100),
-    "begun": functools.partial(EMA, 0.9, every=100, bias_correction=False),
-    "on_the_host": functools.partial(EMA, 0.9, every=2, device="cpu"),
+    "textbook_late": functools.partial(
+        EMA,
+        0.9,
+        every_steps=2,
+        start_step=7,
+        warmup=True,
+        bias_correction=False,
+    ),
+    "before_the_start": functools.partial(EMA, 0.9, start_step=100),
+    "before_the_first_update": functools.partial(
+        EMA, 0.9, every_steps=100, bias_correction=False
+    ),
+    "on_the_host": functools.partial(EMA, 0.9, every_steps=2, device="cpu"),
     "lookahead": functools.partial(Lookahead, 5),
-    "power_ema": functools.partial(PowerEMA, (0.05, 0.2), every=3),
+    "power_ema": functools.partial(PowerEMA, (0.05, 0.2), every_steps=3),
     "swa": SWA,
     "lawa": functools.partial(LAWA, 2),
     "lawa_late": functools.partial(LAWA, start_epoch=3),
-    "lawa_every_other_epoch": functools.partial(LAWA, every=2, start_epoch=1),
+    "lawa_every_other_epoch": functools.partial(
+        LAWA, every_epochs=2, start_epoch=1
+    ),
     "lawa_by_steps": functools.partial(LAWA, 2, every_steps=5, start_epoch=1),
     "swag": functools.partial(SWAG, rank=2),
     "swag_by_steps": functools.partial(SWAG, rank=3, every_steps=2),
     "fge": functools.partial(FGE, 4),
     "bema": functools.partial(BEMA, 5),
-    "bema_late": functools.partial(BEMA, 2, start=9),
+    "bema_late": functools.partial(BEMA, 2, start_step=9),
 }
-WITHOUT_AN_UPDATE = {"not_begun", "begun"}
+WITHOUT_AN_UPDATE = {"before_the_start", "before_the_first_update"}
 
-Snapshot = dict[str, list[numpy.ndarray]]
+State = dict[str, list[numpy.ndarray]]
 
 
 def make(name: str, *, swap: bool = False) -> Any:
     """A new average."""
-    # There is no option of FGE, which is never swapped in.
+    # FGE has no argument `swap`: it is never swapped in.
     options = {} if name == "fge" else {"swap": swap}
     return AVERAGES[name](name=name, **options)
 
 
 def make_several(names: Any, swapped: str | None = None) -> list[Any]:
-    """New averages, of which one at most goes into the model in `fit`."""
+    """New averages, of which only `swapped` is swapped in by `fit`."""
     return [make(name, swap=name == swapped) for name in names]
 
 
-def walk(model: keras.Model, *averages: Any, steps: int = 4) -> None:
-    """Weights that move, and averages of them, where `fit` is not needed."""
+def random_walk(model: keras.Model, *averages: Any, steps: int = 4) -> None:
+    """Change weights at random and update averages, without `fit`."""
     rng = numpy.random.default_rng(0)
     for average in averages:
         average.set_model(model)
@@ -79,7 +90,7 @@ def weights_of(average: Any) -> list[numpy.ndarray]:
 
 
 def state(average: Any) -> list[numpy.ndarray]:
-    """The average, what is kept besides it, and all counts."""
+    """The average, the arrays kept besides it, and all counts."""
     found = [
         *weights_of(average),
         *itertools.chain(*probe.kept(average).values()),
@@ -89,12 +100,12 @@ def state(average: Any) -> list[numpy.ndarray]:
 
 
 def values(variables: Any) -> list[numpy.ndarray]:
-    """Copies of what variables hold."""
+    """Copies of the values of variables."""
     return [numpy.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
 
 
-def snapshot(model: Any, *averages: Any) -> Snapshot:
-    """Raw weights, optimizer and averages, by name; these are taken out."""
+def full_state(model: Any, *averages: Any) -> State:
+    """Restore raw weights; return them, the optimizer and the averages."""
     for average in averages:
         average.restore()
     return {
@@ -103,8 +114,8 @@ def snapshot(model: Any, *averages: Any) -> Snapshot:
     } | {average.name: state(average) for average in averages}
 
 
-def differing(received: Snapshot, expected: Snapshot) -> list[str]:
-    """The names of what is not the same, bit for bit."""
+def differing(received: State, expected: State) -> list[str]:
+    """The names of the entries that differ in any bit."""
     assert received.keys() == expected.keys()
     return [
         name
@@ -113,7 +124,7 @@ def differing(received: Snapshot, expected: Snapshot) -> list[str]:
     ]
 
 
-# At any time
+# Saving and loading at any time
 
 PLANS = st.lists(st.sampled_from(["step", "swap", "save"]), max_size=12)
 
@@ -125,12 +136,12 @@ def two_models() -> tuple[keras.Model, keras.Model]:
 
 
 def save_and_load_at_any_time(plan: list[str], name: str, path: Path) -> None:
-    """Check that an average goes on as one that was never saved does.
+    """Check that an average continues as one that was never saved.
 
     Args:
-        plan: What happens: of `PLANS`.
-        name: Of the average.
-        path: Of the file, which may be written again and again.
+        plan: Actions, one of `PLANS`.
+        name: Name of the average.
+        path: Path of the file, which may be written repeatedly.
     """
     rng = numpy.random.default_rng(0)
     steady, moving = two_models()

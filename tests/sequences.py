@@ -1,8 +1,8 @@
-"""Random sequences of whatever a user does to a model and its averages.
+"""Random sequences of calls on a model and its averages.
 
-A twin of the model is trained the same way without averages. So at any time the
-raw weights are the twin's, bit for bit, and an average is that of the twin's
-weights by its definition.
+A twin of the model is trained in the same way without averages. So at any time
+the raw weights equal those of the twin, bit for bit, and an average equals its
+definition, computed from the weights of the twin.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ HOOKS = [name for name in dir(keras.callbacks.Callback) if "on_t" in name]
 HOOKS += ["on_epoch_begin", "on_epoch_end"]
 
 
-def given(batch_size: int) -> dict[str, Any]:
+def data_arguments(batch_size: int) -> dict[str, Any]:
     """The data, as arguments of `fit` and `evaluate`.
 
-    TensorFlow makes batches of arrays anew for each call, which takes longer
-    than training on them.
+    TensorFlow batches arrays again for each call, which takes longer than
+    training on them.
     """
     if keras.config.backend() != "tensorflow":
         return {"x": X, "y": Y, "batch_size": batch_size}
@@ -51,16 +51,16 @@ def given(batch_size: int) -> dict[str, Any]:
     return {"x": data.batch(batch_size)}
 
 
-TRAINING, VALIDATION = given(BATCH), given(32)
+TRAINING, VALIDATION = data_arguments(BATCH), data_arguments(32)
 VALIDATED = (X, Y) if "y" in VALIDATION else VALIDATION["x"]
 
 
 class Interrupted(Exception):  # noqa: N818
-    """What a callback raises."""
+    """Raised by a callback."""
 
 
 class Raise(keras.callbacks.Callback):
-    """Raises in a hook."""
+    """Raises an error in a hook."""
 
     def __init__(self, hook: str) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Clip(keras.callbacks.Callback):
 
 @models.seeded
 def small() -> keras.Model:
-    """With weights that no gradient trains."""
+    """A model that has weights without a gradient, too."""
     return keras.Sequential(
         [
             keras.Input((4,)),
@@ -97,13 +97,13 @@ MODEL, TWIN = Reused(small), Reused(small)
 
 
 class Saved(NamedTuple):
-    """What a file is to give back.
+    """The state that loading a file must restore.
 
     Args:
-        shown: What the model held.
+        shown: The weights that the model held.
         raw: Its raw weights.
-        samples: Of each average.
-        replaced: The names of the averages that are to begin anew.
+        samples: The samples of each average.
+        replaced: The names of the averages that must restart.
     """
 
     shown: list[numpy.ndarray]
@@ -120,7 +120,7 @@ def quiet(function: Any, *arguments: Any, **options: Any) -> None:
 
 
 class Sequence(RuleBasedStateMachine):
-    """What may happen, and what holds at any time."""
+    """Calls that may follow each other, and what holds after each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,35 +134,35 @@ class Sequence(RuleBasedStateMachine):
         self.samples: dict[str, list[Any]] = {name: [] for name in NAMES}
         self.replaced: set[str] = set()
         self.contexts: list[Any] = []
-        # Of the weights; what a context found comes back if it is the same.
+        # Counts changes of the weights, which contexts then need not restore.
         self.version = 0
         self.saved: Saved | None = None
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name, "a.weights.h5")
+        self.directory = tempfile.TemporaryDirectory()
+        self.path = Path(self.directory.name, "a.weights.h5")
 
     def teardown(self) -> None:
         """Leave the contexts."""
         while self.contexts:
             self.leave()
-        self.folder.cleanup()
+        self.directory.cleanup()
 
     @rule(
         names=st.lists(st.sampled_from(NAMES), min_size=1, unique=True),
         epochs=st.integers(1, 2),
         validation=st.booleans(),
         others=st.lists(st.sampled_from(["clip", *HOOKS]), max_size=2),
-        place=st.integers(0, 2),
+        position=st.integers(0, 2),
     )
-    def fit(self, names, epochs, validation, others, place):
+    def fit(self, names, epochs, validation, others, position):
         """Train with averages, and with callbacks that write or raise."""
         self.version += 1
         walk = Samples()
-        self.replaced -= self._begin_anew(names, others, place)
+        self.replaced -= self._restart_replaced(names, others, position)
         for model in (self.model, self.twin):
             callbacks = [Clip() if o == "clip" else Raise(o) for o in others]
             if model is self.model:
                 averages = [self.averages[name] for name in names]
-                callbacks[place:place] = averages
+                callbacks[position:position] = averages
             else:
                 callbacks.insert(0, walk)
             quiet(
@@ -176,23 +176,25 @@ class Sequence(RuleBasedStateMachine):
         for name in names:
             self.samples[name] += walk.weights
 
-    def _begin_anew(self, names, others, place):
-        """The averages of replaced weights that get to begin the training."""
-        first = next((o for o in others[:place] if o == "on_train_begin"), None)
+    def _restart_replaced(self, names, others, position):
+        """Restart the averages of replaced weights, if training starts."""
+        first = next(
+            (o for o in others[:position] if o == "on_train_begin"), None
+        )
         if first is not None:
             return set()
-        begun = self.replaced & {*names}
-        for name in begun:
+        restarted = self.replaced & {*names}
+        for name in restarted:
             self.samples[name] = []
-        return begun
+        return restarted
 
     @precondition(lambda self: not self.contexts)
     @rule(epochs=st.integers(1, 2))
     def fit_without_an_average(self, epochs):
-        """Train what the model holds, which may be an average."""
+        """Train the weights that the model holds, which may be an average."""
         self.version += 1
         shown, raw = self._shown(), probe.raw_weights_of(self.model)
-        held, inside = probe.indices_in(self.model), self._inside()
+        held, inside = probe.swapped_indices(self.model), self._swapped_in()
         self.twin.set_weights(shown)
         for model in (self.model, self.twin):
             quiet(model.fit, **TRAINING, epochs=epochs, shuffle=False)
@@ -202,7 +204,7 @@ class Sequence(RuleBasedStateMachine):
         self.twin.set_weights(
             [raw[i] if i in same else array for i, array in enumerate(after)]
         )
-        self._note_replaced(held - same, inside)
+        self._record_replaced(held - same, inside)
 
     @rule(
         names=st.lists(st.sampled_from(NAMES), unique=True),
@@ -210,7 +212,7 @@ class Sequence(RuleBasedStateMachine):
         method=st.sampled_from(["evaluate", "predict"]),
     )
     def evaluate(self, names, hook, method):
-        """Evaluate or predict, to the end or not."""
+        """Evaluate or predict, interrupted or not."""
         shown = self._shown()
         callbacks = [self.averages[name] for name in names]
         callbacks += [Raise(hook)] if hook else []
@@ -223,13 +225,13 @@ class Sequence(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def apply(self, name):
-        """Put an average in by hand."""
+        """Swap in an average."""
         self.averages[name].apply()
-        self._assert_in(name)
+        self._assert_swapped_in(name)
 
     @rule(name=st.sampled_from(NAMES))
     def restore(self, name):
-        """Take averages out by hand."""
+        """Restore the raw weights."""
         self.averages[name].restore()
         if self.samples[name]:
             assert equal(self._shown(), self.twin.get_weights())
@@ -241,12 +243,12 @@ class Sequence(RuleBasedStateMachine):
         context = self.averages[name].applied()
         context.__enter__()
         self.contexts.append((context, *found))
-        self._assert_in(name)
+        self._assert_swapped_in(name)
 
     @precondition(lambda self: self.contexts)
     @rule()
     def leave(self):
-        """Leave it."""
+        """Leave the latest context."""
         context, shown, version = self.contexts.pop()
         context.__exit__(None, None, None)
         if self.version == version:
@@ -257,14 +259,14 @@ class Sequence(RuleBasedStateMachine):
     def write(self, chosen, value):
         """Write to some weights."""
         self.version += 1
-        shown, held = self._shown(), probe.indices_in(self.model)
-        inside = self._inside()
+        shown, held = self._shown(), probe.swapped_indices(self.model)
+        inside = self._swapped_in()
         written = {i for i in chosen if (shown[i] != value).any()}
         for model in (self.model, self.twin):
             for i in written:
                 variable = model.weights[i]
                 variable.assign(keras.ops.full(variable.shape, value))
-        self._note_replaced(held & written, inside)
+        self._record_replaced(held & written, inside)
 
     @rule()
     def save(self):
@@ -288,13 +290,13 @@ class Sequence(RuleBasedStateMachine):
 
     @invariant()
     def raw_weights_are_those_of_the_twin(self):
-        """Whatever happened, nothing is lost."""
+        """Check that no raw weights are lost."""
         probe.attach(self.twin)
         assert equal(probe.raw_weights_of(self.model), self.twin.get_weights())
 
     @invariant()
     def averages_are_as_defined(self):
-        """Of exactly the steps that there were."""
+        """Check that averages include exactly the steps that were made."""
         for name, average in self.averages.items():
             walk, received = self.samples[name], weights_of(average)
             if not walk:
@@ -310,19 +312,19 @@ class Sequence(RuleBasedStateMachine):
         probe.attach(self.model)
         return self.model.get_weights()
 
-    def _assert_in(self, name):
+    def _assert_swapped_in(self, name):
         if self.samples[name]:
             assert probe.is_in_model(self.averages[name])
 
-    def _inside(self):
-        """The names of the averages in the model."""
+    def _swapped_in(self):
+        """The names of the averages that are swapped in."""
         return {
             name
             for name, average in self.averages.items()
             if probe.is_in_model(average)
         }
 
-    def _note_replaced(self, written, inside):
-        """Note whose trained weights were replaced."""
+    def _record_replaced(self, written, inside):
+        """Record the averages whose trained weights were replaced."""
         if any(self.model.weights[i].trainable for i in written):
             self.replaced |= inside

@@ -1,4 +1,4 @@
-"""How a process becomes one of several ranks of torch, and how it ends."""
+"""Make a process one of several ranks of torch, and end it."""
 
 import datetime
 import os
@@ -8,7 +8,7 @@ import torch.distributed
 
 
 def join(store: Path, rank: int, count: int) -> None:
-    """Wait for the other ranks, which name the same file."""
+    """Wait for the other ranks, which pass the same file."""
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{store}",
@@ -19,10 +19,10 @@ def join(store: Path, rank: int, count: int) -> None:
 
 
 def leave() -> None:
-    """End this process once all ranks are here.
+    """End this process once all ranks have called this.
 
-    Where `DistributedDataParallel` is freed, torch at times waits for a thread
-    of gloo, which waits for the lock of Python.
+    Without `os._exit`, torch sometimes hangs when `DistributedDataParallel` is
+    freed: it waits for a thread of gloo, which waits for the lock of Python.
     """
     torch.distributed.barrier()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Checkpoints as Keras writes them, without a model: quick to make."""
+"""Writes checkpoints like Keras, without a model, which is fast."""
 
 import io
 import json
@@ -21,7 +21,7 @@ Arrays = dict[str, numpy.ndarray]
 
 
 def write(path: Path, arrays: Arrays) -> Path:
-    """A checkpoint with arrays, by their paths, in the format of its suffix."""
+    """Write arrays, by their paths, in the format of the suffix."""
     if path.suffix == ".keras":
         _write_archive(path, arrays)
     elif path.suffix == ".json":
@@ -31,16 +31,16 @@ def write(path: Path, arrays: Arrays) -> Path:
     return path
 
 
-def write_each(folder: Path, *contents: Arrays) -> list[Path]:
-    """A `.weights.h5` for each of some arrays, named by numbers."""
+def write_each(directory: Path, *contents: Arrays) -> list[Path]:
+    """Write a numbered `.weights.h5` for each of several contents."""
     return [
-        write(folder / f"{number}.weights.h5", arrays)
+        write(directory / f"{number}.weights.h5", arrays)
         for number, arrays in enumerate(contents)
     ]
 
 
 def write_snapshot(path: Path, arrays: Arrays, profile: Profile) -> Path:
-    """A `.weights.h5` of an average that tells what it is made of."""
+    """Write a `.weights.h5` of an average with its profile."""
     write(path, arrays)
     with h5py.File(path, "a") as file:
         file.attrs["keras_wavg_profile"] = profile.to_json()
@@ -48,7 +48,7 @@ def write_snapshot(path: Path, arrays: Arrays, profile: Profile) -> Path:
 
 
 def read(path: Path) -> Arrays:
-    """The arrays of a checkpoint, by their paths."""
+    """Read the arrays of a checkpoint, by their paths."""
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             return _read_hdf5(io.BytesIO(archive.read(_MEMBER)))
@@ -63,7 +63,7 @@ def read(path: Path) -> Arrays:
 def shards_of(path: Path) -> list[Path]:
     """The shards that an index names."""
     weight_map = json.loads(path.read_text())["weight_map"]
-    # A name, or a list of them: Keras has written both.
+    # A name, or a list of names. Versions of Keras differ.
     names = {
         name
         for found in weight_map.values()
@@ -75,7 +75,7 @@ def shards_of(path: Path) -> list[Path]:
 def equal(
     first: Sequence[numpy.ndarray], second: Sequence[numpy.ndarray]
 ) -> bool:
-    """Whether two lists of NumPy arrays are the same, bit for bit."""
+    """Return whether two lists of NumPy arrays are equal bit for bit."""
     return len(first) == len(second) and all(
         a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
         for a, b in zip(first, second, strict=True)
@@ -85,16 +85,16 @@ def equal(
 def _write_hdf5(target: Any, arrays: Arrays) -> None:
     with h5py.File(target, "w") as file:
         for name, array in arrays.items():
-            above = Path(name).parent
-            group = file.require_group(str(above))
-            group.attrs["name"] = above.parent.name or "model"
+            parent = Path(name).parent
+            group = file.require_group(str(parent))
+            group.attrs["name"] = parent.parent.name or "model"
             dataset = group.create_dataset(Path(name).name, data=array)
             if array.dtype == ml_dtypes.bfloat16:
                 dataset.attrs["dtype"] = "bfloat16"
 
 
 def _write_shards(path: Path, arrays: Arrays) -> None:
-    """Two shards, where there are two arrays: a group may be in both."""
+    """Write two shards if there are two arrays. A group may be in both."""
     names, base = list(arrays), path.name.removesuffix(".weights.json")
     half = -(-len(names) // 2)
     weight_map: dict[str, list[str]] = {}

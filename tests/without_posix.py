@@ -1,8 +1,8 @@
-"""Plugin of pytest that takes away what Windows and old macOS do not have.
+"""pytest plugin that removes calls that Windows and old macOS do not have.
 
     python -m pytest -p without_posix tests/files
 
-It is loaded before the package, which looks at import what there is.
+It is loaded before the package, which checks on import what is available.
 """
 
 import os

@@ -1,100 +1,100 @@
-"""What all accumulators do, and the settings that they are made from."""
+"""The interfaces of accumulators and of averaging methods."""
 
 import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_wavg.averages.counting import Counters
-from keras_wavg.clock import Reading
+from keras_wavg.averages.update_rule import Counters
+from keras_wavg.clock import UpdateTime
 from keras_wavg.profile import Profile
 
 
 class Accumulator(abc.ABC):
-    """An average of variables, updated sample by sample. Abstract.
+    """An average of variables that is updated sample by sample. Abstract.
 
-    Some hold several averages of the same variables, which one update moves.
-    Where only one is meant, it is the first.
+    Some accumulators hold several averages of the same variables, all updated
+    at once. Methods that handle a single average use the first.
     """
 
     @property
     @abc.abstractmethod
     def counters(self) -> Counters:
-        """The counts, as integers. Waits for the device."""
+        """The counters, as integers. Waits for the device."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no average, nor a beginning of one."""
+        """Whether the average has neither been started nor updated."""
         return False
 
-    def bind(self, model: Any) -> None:
-        """Find the variables, at the beginning of each `fit`."""
+    def locate_weights(self, model: Any) -> None:
+        """Look up where the weights are stored, when `fit` starts."""
         del model
 
     @abc.abstractmethod
-    def begin(self, model: Any) -> None:
-        """Let the averages be the weights of now."""
+    def start(self, model: Any) -> None:
+        """Set the averages to the current weights."""
 
     @abc.abstractmethod
-    def update(self, model: Any, reading: Reading) -> None:
-        """Move the averages towards the weights of now, where finite."""
+    def update(self, model: Any, time: UpdateTime) -> None:
+        """Move the averages towards the current weights, where finite."""
 
     @abc.abstractmethod
     def read(self, index: int = 0) -> list[Any]:
-        """An average in the order and shapes of the variables, as copies."""
+        """Copies of an average, in the order and shapes of the variables."""
 
     @abc.abstractmethod
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
-        """Let the first average and the counts be these, copied."""
+        """Set the first average and the counters, from copies."""
 
-    def kept(self) -> Mapping[str, Sequence[Any]]:
-        """The arrays besides the first average: by name, for each variable."""
+    def extra_arrays(self) -> Mapping[str, Sequence[Any]]:
+        """The arrays besides the first average: by name, one per variable."""
         return {}
 
-    def keep(self, kept: Mapping[str, Sequence[Any]]) -> None:
-        """Let the arrays besides the first average be these, copied."""
-        del kept
+    def load_extra_arrays(self, arrays: Mapping[str, Sequence[Any]]) -> None:
+        """Set the arrays besides the first average, from copies."""
+        del arrays
 
     @abc.abstractmethod
     def copies(self, variables: Sequence[Any]) -> list[Any]:
-        """Copies of variables, where this keeps its averages."""
+        """Copies of variables, in the memory that holds the averages."""
 
 
 class Method(abc.ABC):
-    """How weights are averaged, whatever the model. Abstract."""
+    """A way to average weights, independent of the model. Abstract."""
 
     @property
     def starts_from_initial(self) -> bool:
-        """Whether the average begins at the weights from before training."""
+        """Whether the average starts from the weights before training."""
         return False
 
     @property
     def counts_samples(self) -> bool:
-        """Whether the count beside the average is of samples, not of steps."""
+        """Whether the counter of the average counts samples, not steps."""
         return True
 
     @abc.abstractmethod
     def accumulator(self, variables: Sequence[Any]) -> Accumulator:
-        """A new accumulator of some variables.
+        """Create an accumulator.
 
         Args:
-            variables: Keras variables of floating type.
+            variables: Keras variables with a floating-point dtype.
         """
 
-    def keeps(self, steps: int) -> Sequence[str]:
-        """The names of what `Accumulator.kept` gives.
+    def extra_names(self, steps: int) -> Sequence[str]:
+        """The names of `Accumulator.extra_arrays`.
 
         Args:
-            steps: Integer, the steps or samples that the average covers.
+            steps: Integer, the number of steps or samples in the average.
         """
         del steps
         return ()
 
     def profile(self, times: Sequence[float], now: int) -> Profile:
-        """What the average is made of.
+        """The coefficients of the samples in the average.
 
         Args:
-            times: Increasing numbers, when samples were taken, in optimizer
+            times: Increasing numbers, the times of the samples in optimizer
                 steps.
-            now: Integer, the optimizer steps so far.
+            now: Integer, the current time in optimizer steps.
         """
         return Profile.mean(times, now)

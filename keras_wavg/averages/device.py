@@ -1,44 +1,52 @@
-"""What the averages on the devices of all backends have in common."""
+"""Averages on the devices of the weights: the part common to all backends."""
 
 import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_wavg.averages.base import Accumulator
-from keras_wavg.averages.counting import Counters
+from keras_wavg.averages.update_rule import Counters
 from keras_wavg.backend import device_copies, host_copies
 from keras_wavg.schedules import Schedule
 
 
 class DeviceAverages(Accumulator):
-    """Averages of the same variables by several schedules. Abstract.
+    """Averages of the same variables with several schedules. Abstract.
 
     Args:
+        variables: Keras variables with a floating-point dtype.
         schedules: Tuple of `Schedule`s, see `Scheduled`.
+        start: Integer, the optimizer step after which steps are counted.
         device: `None` or `"cpu"`, see `Scheduled`.
     """
 
     def __init__(
-        self, schedules: tuple[Schedule, ...], device: str | None
+        self,
+        variables: Sequence[Any],
+        schedules: tuple[Schedule, ...],
+        start: int,
+        device: str | None,
     ) -> None:
+        self._variables = list(variables)
         self._schedules = schedules
         self._device = device
+        self._allocate(start)
 
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
-        """Let the first average and the counts be these, copied."""
+        """Set the first average and the counters, from copies."""
         self._load(0, averages)
         self._load_counters(counters)
 
-    def kept(self) -> Mapping[str, Sequence[Any]]:
-        """The averages besides the first, by name."""
-        names = names_besides_the_first(len(self._schedules))
+    def extra_arrays(self) -> Mapping[str, Sequence[Any]]:
+        """The averages after the first, by name."""
+        names = extra_average_names(len(self._schedules))
         return {name: self.read(i) for i, name in enumerate(names, start=1)}
 
-    def keep(self, kept: Mapping[str, Sequence[Any]]) -> None:
-        """Let the averages besides the first be these, copied."""
-        names = names_besides_the_first(len(self._schedules))
+    def load_extra_arrays(self, arrays: Mapping[str, Sequence[Any]]) -> None:
+        """Set the averages after the first, from copies."""
+        names = extra_average_names(len(self._schedules))
         for i, name in enumerate(names, start=1):
-            self._load(i, kept[name])
+            self._load(i, arrays[name])
 
     def copies(self, variables: Sequence[Any]) -> list[Any]:
         """Copies of variables, on their devices or in host memory."""
@@ -47,14 +55,18 @@ class DeviceAverages(Accumulator):
         )
 
     @abc.abstractmethod
+    def _allocate(self, start: int) -> None:
+        """Create the averages and the counters `(start, 0)`."""
+
+    @abc.abstractmethod
     def _load(self, index: int, averages: Sequence[Any]) -> None:
-        """Let an average be this one, copied."""
+        """Set one average, from copies."""
 
     @abc.abstractmethod
     def _load_counters(self, counters: Counters) -> None:
-        """Let the counts be these."""
+        """Set the counters."""
 
 
-def names_besides_the_first(count: int) -> Sequence[str]:
-    """By which a file has the averages after the first of so many."""
+def extra_average_names(count: int) -> Sequence[str]:
+    """The names, in a saved model, of all averages but the first."""
     return [f"power_{i}" for i in range(1, count)]

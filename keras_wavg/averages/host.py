@@ -1,4 +1,4 @@
-"""Averages in host memory, most of which keep the samples they are made of."""
+"""Averages in host memory, most of which keep their samples."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,9 @@ import keras
 import numpy
 
 from keras_wavg.averages.base import Accumulator
-from keras_wavg.averages.counting import Counters
-from keras_wavg.backend import attach_weights, host_copies, host_copy
-from keras_wavg.clock import Reading
+from keras_wavg.averages.update_rule import Counters
+from keras_wavg.backend import host_copies, host_copy, sync_weights
+from keras_wavg.clock import UpdateTime
 
 Arrays = list[numpy.ndarray]
 
@@ -19,7 +19,7 @@ class HostAverage(Accumulator):
     """An average of samples in host memory. Abstract.
 
     Args:
-        variables: Keras variables of floating type.
+        variables: Keras variables with a floating-point dtype.
     """
 
     def __init__(self, variables: Sequence[Any]) -> None:
@@ -29,38 +29,38 @@ class HostAverage(Accumulator):
 
     @property
     def counters(self) -> Counters:
-        """The counts, as integers."""
+        """The counters, as integers."""
         return self._counters
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was neither a sample nor a beginning."""
+        """Whether the average has neither been started nor updated."""
         return not self._average
 
-    def begin(self, model: Any) -> None:
-        """Let the average be the weights of now."""
-        attach_weights(model)
+    def start(self, model: Any) -> None:
+        """Set the average to the current weights."""
+        sync_weights(model)
         self.load([v.value for v in self._variables], self._counters)
 
-    def update(self, model: Any, reading: Reading) -> None:
-        """Take a sample of the weights of now.
+    def update(self, model: Any, time: UpdateTime) -> None:
+        """Add the current weights as a sample.
 
-        An element that is NaN or infinite counts as the average so far.
+        NaN and infinite elements are replaced by those of the average.
         """
-        attach_weights(model)
-        now = reading.now()
+        sync_weights(model)
+        now = time.now()
         if now <= self._counters.last:
             return
         sample = [_averaged_dtype(a) for a in _values_of(self._variables)]
         if self._average:
             sample = [*map(_finite_or, sample, self._average)]
         self._counters = Counters(now, self._counters.steps + 1)
-        # Elements that were never finite stay so.
+        # Elements that have never been finite are not finite in the average.
         with numpy.errstate(invalid="ignore"):
-            self._take(model, sample)
+            self._add(model, sample)
 
     def read(self, index: int = 0) -> Arrays:
-        """The average in the order and shapes of the variables, as copies."""
+        """Copies of the average, in the order and shapes of the variables."""
         del index
         return [array.copy() for array in self._average]
 
@@ -69,13 +69,15 @@ class HostAverage(Accumulator):
         return host_copies(variables)
 
     def load(self, averages: Sequence[Any], counters: Counters) -> None:
-        """Let the average and the counts be these, copied."""
-        self._average = [_averaged_dtype(array) for array in owned(averages)]
+        """Set the average and the counters, from copies."""
+        self._average = [
+            _averaged_dtype(array) for array in numpy_copies(averages)
+        ]
         self._counters = Counters(*map(int, counters))
 
     @abc.abstractmethod
-    def _take(self, model: Any, sample: Arrays) -> None:
-        """Make a sample, the last that is counted, part of the average."""
+    def _add(self, model: Any, sample: Arrays) -> None:
+        """Add a sample to the average. The counters include it already."""
 
     def _move_average(self, sample: Arrays) -> None:
         if not self._average:
@@ -89,7 +91,7 @@ class HostAverage(Accumulator):
 def moved_towards(
     average: numpy.ndarray, sample: numpy.ndarray, coefficient: float
 ) -> numpy.ndarray:
-    """The average after a sample. What is not finite in it is the sample's."""
+    """The average after a sample, which replaces elements not finite."""
     moved = average + average.dtype.type(coefficient) * (sample - average)
     return numpy.where(numpy.isfinite(average), moved, sample)
 
@@ -99,31 +101,32 @@ def _finite_or(array: numpy.ndarray, other: numpy.ndarray) -> numpy.ndarray:
 
 
 def _values_of(variables: Sequence[Any]) -> Arrays:
-    """The values of variables as NumPy arrays of their own."""
     return [keras.ops.convert_to_numpy(a) for a in host_copies(variables)]
 
 
 def numbered_names(name: str, count: int) -> list[str]:
-    """So many names, counted from 0 on."""
+    """`count` names, numbered from 0."""
     return [f"{name}_{i}" for i in range(count)]
 
 
 def numbered(name: str, lists: Sequence[Arrays]) -> dict[str, Arrays]:
-    """Lists of arrays by names that count them."""
+    """Lists of arrays by `numbered_names`."""
     return dict(zip(numbered_names(name, len(lists)), lists, strict=True))
 
 
-def in_order(name: str, kept: Mapping[str, Sequence[Any]]) -> list[Arrays]:
-    """Copies of the lists that `numbered` gave such names."""
-    count = sum(key.startswith(f"{name}_") for key in kept)
-    return [owned(kept[key]) for key in numbered_names(name, count)]
+def sorted_by_number(
+    name: str, arrays: Mapping[str, Sequence[Any]]
+) -> list[Arrays]:
+    """Copies of the lists in a dict of `numbered`, in their order."""
+    count = sum(key.startswith(f"{name}_") for key in arrays)
+    return [numpy_copies(arrays[key]) for key in numbered_names(name, count)]
 
 
-def owned(arrays: Sequence[Any]) -> Arrays:
-    """Copies of tensors as NumPy arrays, safe from who owns them."""
+def numpy_copies(arrays: Sequence[Any]) -> Arrays:
+    """Copies of tensors as NumPy arrays that own their memory."""
     return [*map(host_copy, arrays)]
 
 
 def _averaged_dtype(array: numpy.ndarray) -> numpy.ndarray:
-    wide = array.dtype == numpy.float64
-    return array if wide else array.astype("float32", copy=False)
+    is_double = array.dtype == numpy.float64
+    return array if is_double else array.astype("float32", copy=False)

@@ -1,4 +1,4 @@
-"""Averages on JAX: one jitted call an update, to which the old are donated."""
+"""Averages on JAX: one jitted call per update, with donated averages."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,68 +8,54 @@ import jax
 import jax.numpy as jnp
 import numpy
 
-from keras_wavg.averages.counting import Counters, advance, moved_towards
 from keras_wavg.averages.device import DeviceAverages
 from keras_wavg.averages.packing import Packing
-from keras_wavg.backend import attach_weights, own_part
+from keras_wavg.averages.update_rule import Counters, advance, moved_towards
+from keras_wavg.backend import local_part, sync_weights
 from keras_wavg.backend.jax_shards import spans_processes
-from keras_wavg.clock import Reading
+from keras_wavg.clock import UpdateTime
 from keras_wavg.keras_private import pending_state
 from keras_wavg.schedules import Schedule
 
 
 @final
 class Averages(DeviceAverages):
-    """Float32 averages of variables, on their devices, sharded as they are.
+    """Averages of variables on their devices, with the same sharding."""
 
-    Args:
-        variables: Keras variables of floating type.
-        schedules: See `DeviceAverages`.
-        start: Integer, the optimizer step from which samples count.
-        device: See `DeviceAverages`.
-    """
-
-    def __init__(
-        self,
-        variables: Sequence[Any],
-        schedules: tuple[Schedule, ...],
-        start: int,
-        device: str | None,
-    ) -> None:
-        super().__init__(schedules, device)
-        self._variables = list(variables)
+    def _allocate(self, start: int) -> None:
+        device = self._device
         self._host = jax.local_devices(backend=device)[0] if device else None
-        self._counters = self._moved(
+        self._counters = self._to_device(
             Counters(*(jnp.int32(n) for n in (start, 0)))
         )
         self._arrays: list[list[jax.Array]] = []
-        self._places: dict[int, tuple[str, int]] = {}
+        self._locations: dict[int, tuple[str, int]] = {}
 
     @property
     def counters(self) -> Counters:
-        """The counts, as integers. Waits for the device."""
+        """The counters, as integers. Waits for the device."""
         return Counters(*map(int, self._counters))
 
-    def bind(self, model: Any) -> None:
-        """Learn where the trainer keeps each variable during an epoch."""
+    def locate_weights(self, model: Any) -> None:
+        """Look up where the trainer keeps each variable during an epoch."""
         kinds = ["trainable_variables", "non_trainable_variables"]
         lists = {kind: getattr(model, kind) for kind in kinds}
         optimizer = getattr(model, "optimizer", None)
         lists["optimizer_variables"] = getattr(optimizer, "variables", [])
-        self._places = {
+        self._locations = {
             id(variable): (kind, index)
             for kind, variables in lists.items()
             for index, variable in enumerate(variables)
         }
 
-    def begin(self, model: Any) -> None:
-        """Let the averages be the weights of now."""
-        self._begin_at(self._current(model, self._variables))
+    def start(self, model: Any) -> None:
+        """Set the averages to the current weights."""
+        self._start_from(self._current_arrays(model, self._variables))
 
-    def _begin_at(self, weights: list[jax.Array]) -> None:
+    def _start_from(self, weights: list[jax.Array]) -> None:
         self._compile(weights)
-        # A large array comes out of `pack` as it went in, and the model's own
-        # arrays are donated to its next step.
+        # `pack` does not copy large arrays, and the model donates its arrays
+        # to its next step.
         self._arrays = [
             [
                 jnp.array(array, _average_dtype(array), copy=True)
@@ -79,10 +65,11 @@ class Averages(DeviceAverages):
         ]
 
     def _load(self, index: int, averages: Sequence[Any]) -> None:
-        weights = [self._moved(variable.value) for variable in self._variables]
-        if not index:
-            # They may lie elsewhere than those that were here before.
-            self._begin_at(weights)
+        weights = [
+            self._to_device(variable.value) for variable in self._variables
+        ]
+        if not self._arrays or self._packing != _packing_of(weights):
+            self._start_from(weights)
         self._arrays[index] = [
             jnp.array(array, copy=True)
             for array in self._packing.pack(
@@ -94,55 +81,61 @@ class Averages(DeviceAverages):
         ]
 
     def _load_counters(self, counters: Counters) -> None:
-        self._counters = self._moved(Counters(*map(jnp.int32, counters)))
+        self._counters = self._to_device(Counters(*map(jnp.int32, counters)))
 
-    def update(self, model: Any, reading: Reading) -> None:
-        """Move the averages towards the weights of now, where finite."""
-        clock = [] if reading.iterations is None else [reading.iterations]
-        weights = self._current(model, [*self._variables, *clock])
-        iterations = weights.pop() if clock else None
+    def update(self, model: Any, time: UpdateTime) -> None:
+        """Move the averages towards the current weights, where finite."""
+        iteration = [] if time.iterations is None else [time.iterations]
+        weights = self._current_arrays(model, [*self._variables, *iteration])
+        iterations = weights.pop() if iteration else None
         if not self._arrays:
-            self._begin_at(weights)
+            self._start_from(weights)
         self._arrays, self._counters = self._update(
             self._arrays,
             self._counters,
             weights,
-            reading.steps,
+            time.steps,
             iterations,
-            reading.batches_per_step,
+            time.batches_per_step,
         )
 
     def read(self, index: int = 0) -> list[Any]:
-        """An average in the order and shapes of the variables, as copies."""
+        """Copies of an average, in the order and shapes of the variables."""
         averages = _compiled_read(self._packing)(self._arrays[index])
         return averages if self._host is None else jax.device_get(averages)
 
     def _compile(self, weights: list[jax.Array]) -> None:
-        self._packing = Packing(
-            tuple(w.shape for w in weights),
-            tuple(
-                len(w.devices()) == 1 and _average_dtype(w) == jnp.float32
-                for w in weights
-            ),
-        )
+        self._packing = _packing_of(weights)
         self._update = _compiled_update(self._schedules, self._packing)
 
-    def _current(self, model: Any, variables: list[Any]) -> list[jax.Array]:
+    def _current_arrays(
+        self, model: Any, variables: list[Any]
+    ) -> list[jax.Array]:
         state = pending_state(model)
         try:
-            places = [self._places[id(v)] for v in variables]
-            arrays = [state[kind][index] for kind, index in places]
+            locations = [self._locations[id(v)] for v in variables]
+            arrays = [state[kind][index] for kind, index in locations]
         except (KeyError, IndexError, TypeError):
-            attach_weights(model)
+            sync_weights(model)
             arrays = [variable.value for variable in variables]
-        return self._moved(arrays)
+        return self._to_device(arrays)
 
-    def _moved(self, arrays: Any) -> Any:
-        # From one platform to another JAX goes through the host, which waits
-        # for the step that makes the arrays.
+    def _to_device(self, arrays: Any) -> Any:
+        # Between platforms JAX copies through the host, which waits for the
+        # step that computes the arrays.
         if self._host is None:
             return arrays
-        return jax.device_put(jax.tree.map(own_part, arrays), self._host)
+        return jax.device_put(jax.tree.map(local_part, arrays), self._host)
+
+
+def _packing_of(weights: list[jax.Array]) -> Packing:
+    return Packing(
+        tuple(w.shape for w in weights),
+        tuple(
+            len(w.devices()) == 1 and _average_dtype(w) == jnp.float32
+            for w in weights
+        ),
+    )
 
 
 @functools.lru_cache
@@ -177,16 +170,14 @@ def _compiled_update(
 
 @functools.lru_cache
 def _compiled_read(packing: Packing) -> Callable[..., Any]:
-    return jax.jit(
-        lambda averages: [jnp.copy(a) for a in packing.unpack(averages)]
-    )
+    return jax.jit(lambda packed: [jnp.copy(a) for a in packing.unpack(packed)])
 
 
 def _placed_like(weight: jax.Array, average: Any) -> jax.Array:
     if not spans_processes(weight):
-        average = own_part(average)
-    # An array that is bound to a device would have Keras compile its step anew
-    # once it is in the model.
+        average = local_part(average)
+    # A committed array would make Keras recompile its step once it is swapped
+    # in.
     if weight.committed:
         placed = jax.device_put(average, weight.sharding)
     else:

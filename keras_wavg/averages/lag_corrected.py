@@ -1,4 +1,4 @@
-"""An exponential moving average, and its correction for lag."""
+"""An exponential moving average with a correction of its lag (BEMA)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,21 +11,21 @@ from keras_wavg.averages.host import (
     Arrays,
     HostAverage,
     moved_towards,
-    owned,
+    numpy_copies,
 )
 from keras_wavg.profile import Profile
 from keras_wavg.schedules import Number, Schedule
 
 
 @dataclass(frozen=True)
-class Fading(Schedule):
-    """A coefficient that fades as a power of time.
+class PowerDecay(Schedule):
+    """A coefficient that decays as a power of time.
 
     Args:
-        power: Non-negative float, how fast.
-        lag: Float of at least 1, the age that is put on top of the time: with
-            it, coefficients are in (0, 1].
-        multiplier: Non-negative float, what time is multiplied by.
+        power: Non-negative float, the exponent.
+        lag: Float of at least 1, added to the time, so that coefficients are
+            in the range (0, 1].
+        multiplier: Non-negative float that scales the time.
     """
 
     power: float
@@ -36,7 +36,7 @@ class Fading(Schedule):
     def coefficient(
         self, steps: Number, interval: Number, ops: Any = numpy
     ) -> Number:
-        """`(lag + multiplier * steps) ** -power`, whatever the interval."""
+        """`(lag + multiplier * steps) ** -power`, for any interval."""
         del interval, ops
         return (self.lag + self.multiplier * steps) ** -self.power
 
@@ -44,49 +44,49 @@ class Fading(Schedule):
 @final
 @dataclass(frozen=True)
 class LagCorrection(Method):
-    """A moving average and its correction for lag.
+    """An exponential moving average and a correction of its lag.
 
     Args:
-        moving: `Fading`, the share of a sample in the moving average.
-        correcting: `Fading`, the share of the way that the weights have
-            come, which is what the moving average is corrected by.
-        start: Integer, the optimizer step at which time begins.
+        ema: `PowerDecay`, the coefficient of a sample in the moving average.
+        correction: `PowerDecay`, the coefficient of the difference between the
+            current and the initial weights, which is added to the average.
+        start: Integer, the optimizer step after which steps are counted.
     """
 
-    moving: Fading
-    correcting: Fading
+    ema: PowerDecay
+    correction: PowerDecay
     start: int
 
     @property
     def starts_from_initial(self) -> bool:
-        """It does: the way that the weights have come begins there."""
+        """Always: the correction needs the initial weights."""
         return True
 
     def accumulator(self, variables: Sequence[Any]) -> "LagCorrected":
-        """The two averages and where they began."""
+        """Create an accumulator of both averages and the initial weights."""
         return LagCorrected(variables, self)
 
-    def keeps(self, steps: int) -> Sequence[str]:
-        """What is kept besides the average, from the start on."""
+    def extra_names(self, steps: int) -> Sequence[str]:
+        """The names of the initial weights and of the moving average."""
         del steps
         return ["initial", "ema"]
 
     def profile(self, times: Sequence[float], now: int) -> Profile:
-        """That of the moving average, and what the correction adds."""
-        ema = Profile.of_schedule(self.moving, times, now, self.start)
-        corrected = self.correcting.coefficient(times[-1] - self.start, 1)
-        shares = ema.shares.copy()
-        shares[-1] += corrected
-        shares[0] -= corrected
-        return replace(ema, shares=shares)
+        """The profile of the moving average, plus the correction."""
+        ema = Profile.from_schedule(self.ema, times, now, self.start)
+        correction = self.correction.coefficient(times[-1] - self.start, 1)
+        coefficients = ema.coefficients.copy()
+        coefficients[-1] += correction
+        coefficients[0] -= correction
+        return replace(ema, coefficients=coefficients)
 
 
 @final
 class LagCorrected(HostAverage):
-    """BEMA in host memory: the average is a moving one and its correction.
+    """A moving average with its lag corrected, in host memory.
 
     Args:
-        variables: Keras variables of floating type.
+        variables: Keras variables with a floating-point dtype.
         method: `LagCorrection`.
     """
 
@@ -96,32 +96,32 @@ class LagCorrected(HostAverage):
         self._initial: Arrays = []
         self._ema: Arrays = []
 
-    def begin(self, model: Any) -> None:
-        """Let the averages, and where the way begins, be the weights of now."""
-        super().begin(model)
+    def start(self, model: Any) -> None:
+        """Set the averages and the initial weights to the current weights."""
+        super().start(model)
         self._initial, self._ema = self.read(), self.read()
 
-    def kept(self) -> Mapping[str, Arrays]:
-        """The weights at the start, and the moving average."""
+    def extra_arrays(self) -> Mapping[str, Arrays]:
+        """The initial weights and the moving average."""
         return {"initial": self._initial, "ema": self._ema}
 
-    def keep(self, kept: Mapping[str, Sequence[Any]]) -> None:
-        """Take them over."""
-        self._initial = owned(kept["initial"])
-        self._ema = owned(kept["ema"])
+    def load_extra_arrays(self, arrays: Mapping[str, Sequence[Any]]) -> None:
+        """Set the initial weights and the moving average, from copies."""
+        self._initial = numpy_copies(arrays["initial"])
+        self._ema = numpy_copies(arrays["ema"])
 
-    def _take(self, model: Any, sample: Arrays) -> None:
+    def _add(self, model: Any, sample: Arrays) -> None:
         del model
         steps = self._counters.last - self._method.start
-        moved = self._method.moving.coefficient(steps, steps)
-        corrected = self._method.correcting.coefficient(steps, steps)
+        coefficient = self._method.ema.coefficient(steps, steps)
+        correction = self._method.correction.coefficient(steps, steps)
         self._ema = [
-            moved_towards(ema, array, moved)
+            moved_towards(ema, array, coefficient)
             for ema, array in zip(self._ema, sample, strict=True)
         ]
-        # A corrected variance could be negative, and what is frozen has no lag.
+        # A corrected variance could be negative, and frozen weights do not lag.
         self._average = [
-            ema + corrected * _finite_lag(array, initial)
+            ema + correction * _finite_difference(array, initial)
             if variable.trainable
             else ema
             for variable, ema, array, initial in zip(
@@ -130,6 +130,8 @@ class LagCorrected(HostAverage):
         ]
 
 
-def _finite_lag(array: numpy.ndarray, initial: numpy.ndarray) -> numpy.ndarray:
-    lag = array - initial
-    return numpy.where(numpy.isfinite(lag), lag, 0)
+def _finite_difference(
+    array: numpy.ndarray, initial: numpy.ndarray
+) -> numpy.ndarray:
+    difference = array - initial
+    return numpy.where(numpy.isfinite(difference), difference, 0)

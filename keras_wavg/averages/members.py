@@ -10,65 +10,65 @@ from keras_wavg.averages.base import Method
 from keras_wavg.averages.host import (
     Arrays,
     HostAverage,
-    in_order,
     numbered,
     numbered_names,
-    owned,
+    numpy_copies,
+    sorted_by_number,
 )
-from keras_wavg.backend import attach_weights
-from keras_wavg.ensemble import weights_given_back
-from keras_wavg.saveable import load_weights_alone, save_weights_alone
+from keras_wavg.backend import sync_weights
+from keras_wavg.ensemble import weights_restored
+from keras_wavg.saving import load_weights_alone, save_weights_alone
 
 
 @final
 @dataclass(frozen=True)
 class Ensemble(Method):
-    """The mean of all samples, which are the members of an ensemble.
+    """The members of an ensemble, which are all samples, and their mean.
 
     Args:
-        folder: `pathlib.Path` of the members' files, or `None` to keep them in
-            host memory.
+        directory: `pathlib.Path` of the members' files, or `None` to keep the
+            members in host memory.
     """
 
-    folder: Path | None
+    directory: Path | None
 
     def accumulator(self, variables: Sequence[Any]) -> HostAverage:
-        """Members in memory, or in files."""
-        if self.folder is None:
+        """Create an accumulator of members in memory or in files."""
+        if self.directory is None:
             return Members(variables)
-        return MemberFiles(variables, self.folder)
+        return MemberFiles(variables, self.directory)
 
-    def keeps(self, steps: int) -> Sequence[str]:
-        """The members in memory."""
-        return numbered_names("member", steps) if self.folder is None else []
+    def extra_names(self, steps: int) -> Sequence[str]:
+        """The names of the members in memory."""
+        return numbered_names("member", steps) if self.directory is None else []
 
 
 @final
 class Members(HostAverage):
-    """The samples in host memory, and their mean.
+    """All samples in host memory, and their mean.
 
     Args:
-        variables: Keras variables of floating type.
+        variables: Keras variables with a floating-point dtype.
     """
 
     def __init__(self, variables: Sequence[Any]) -> None:
         super().__init__(variables)
         self._members: list[Arrays] = []
 
-    def kept(self) -> Mapping[str, Arrays]:
-        """The members, the oldest first."""
+    def extra_arrays(self) -> Mapping[str, Arrays]:
+        """The members, oldest first."""
         return numbered("member", self._members)
 
-    def keep(self, kept: Mapping[str, Sequence[Any]]) -> None:
-        """Take the members over."""
-        self._members = in_order("member", kept)
+    def load_extra_arrays(self, arrays: Mapping[str, Sequence[Any]]) -> None:
+        """Set the members, from copies."""
+        self._members = sorted_by_number("member", arrays)
 
     def member(self, model: Any, index: int) -> tuple[list[Any], Arrays]:
-        """The variables that make a member, and their values."""
-        attach_weights(model)
+        """The variables of a member and their values."""
+        sync_weights(model)
         return self._variables, self._members[index]
 
-    def _take(self, model: Any, sample: Arrays) -> None:
+    def _add(self, model: Any, sample: Arrays) -> None:
         del model
         self._members.append(sample)
         self._move_average(sample)
@@ -76,29 +76,29 @@ class Members(HostAverage):
 
 @final
 class MemberFiles(HostAverage):
-    """The samples in weights files of the whole model, and their mean.
+    """All samples as weights files of the whole model, and their mean.
 
     Args:
-        variables: Keras variables of floating type.
-        folder: `pathlib.Path`, where `member_0001.weights.h5` and so on go.
+        variables: Keras variables with a floating-point dtype.
+        directory: `pathlib.Path` of the files, `member_0001.weights.h5` etc.
     """
 
-    def __init__(self, variables: Sequence[Any], folder: Path) -> None:
+    def __init__(self, variables: Sequence[Any], directory: Path) -> None:
         super().__init__(variables)
-        self._folder = folder
+        self._directory = directory
 
     def member(self, model: Any, index: int) -> tuple[list[Any], Arrays]:
-        """The variables that make a member, and their values."""
-        with weights_given_back(model):
+        """The variables of a member and their values."""
+        with weights_restored(model):
             load_weights_alone(model, self._file(index))
-            values = owned([variable.value for variable in model.weights])
+            values = numpy_copies([v.value for v in model.weights])
         return model.weights, values
 
-    def _take(self, model: Any, sample: Arrays) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _add(self, model: Any, sample: Arrays) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
         with replacing(self._file(self._counters.steps - 1)) as written:
             save_weights_alone(model, written)
         self._move_average(sample)
 
     def _file(self, index: int) -> Path:
-        return self._folder / f"member_{index + 1:04}.weights.h5"
+        return self._directory / f"member_{index + 1:04}.weights.h5"

@@ -1,8 +1,8 @@
-"""Small arrays side by side in one flat array.
+"""Small arrays concatenated into one flat array.
 
-What an update of many small weights costs is the number of arrays it is called
-with. The averages of small weights are therefore kept packed; a large one is
-kept as it is, because packing copies.
+The cost of updating many small weights is proportional to the number of arrays
+passed to the update. Therefore, the averages of small weights are kept packed.
+Large weights are not, because packing copies them.
 """
 
 import math
@@ -14,16 +14,16 @@ from typing import Any
 import keras
 
 SMALL = 16_384
-"""The largest number of elements that is packed: 64 KiB of float32."""
+"""The maximum size of an array that is packed: 64 KiB of float32."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which arrays of a list are packed, and how to get them back.
+    """Packs the small arrays of a list and unpacks them.
 
     Args:
         shapes: Tuple of the arrays' shapes.
-        packable: Tuple of booleans: whether an array may be packed.
+        packable: Tuple of booleans, whether each array may be packed.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -40,7 +40,7 @@ class Packing:
 
     @cached_property
     def large(self) -> list[int]:
-        """Indices of the arrays that are left as they are."""
+        """Indices of the arrays that are not packed."""
         return sorted(set(range(len(self.shapes))) - set(self.small))
 
     def pack(self, arrays: Sequence[Any]) -> list[Any]:
@@ -50,10 +50,10 @@ class Packing:
         return packed + [arrays[i] for i in self.large]
 
     def unpack(self, packed: Sequence[Any]) -> list[Any]:
-        """The arrays that `pack` was given, in their order and shapes."""
+        """The arrays passed to `pack`, in their original order and shapes."""
         arrays = dict(zip(reversed(self.large), reversed(packed), strict=False))
         end = 0
         for i in self.small:
-            begin, end = end, end + math.prod(self.shapes[i])
-            arrays[i] = keras.ops.reshape(packed[0][begin:end], self.shapes[i])
+            start, end = end, end + math.prod(self.shapes[i])
+            arrays[i] = keras.ops.reshape(packed[0][start:end], self.shapes[i])
         return [arrays[i] for i in range(len(self.shapes))]

@@ -1,4 +1,4 @@
-"""Averages that a schedule moves, on the devices of the weights."""
+"""Averages with a schedule of coefficients, on the devices of the weights."""
 
 import importlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from keras_wavg.averages.base import Accumulator, Method
-from keras_wavg.averages.device import names_besides_the_first
+from keras_wavg.averages.device import extra_average_names
 from keras_wavg.backend import name_of_backend
 from keras_wavg.profile import Profile
 from keras_wavg.schedules import Schedule
@@ -15,15 +15,16 @@ from keras_wavg.schedules import Schedule
 @final
 @dataclass(frozen=True)
 class Scheduled(Method):
-    """An average for each schedule, in float32, float64 of float64 weights.
+    """One average per schedule, in float32, or float64 for float64 weights.
 
     Args:
-        schedules: Tuple of `Schedule`s, which all count the same.
-        start: Integer, the optimizer step from which samples count.
-        device: `None`, and the averages live where their weights do, or
-            `"cpu"`: they and, while an average is in the model, the raw weights
-            live in host memory, and an accelerator holds nothing of ours
-            between updates.
+        schedules: Tuple of `Schedule`s, which all count the same unit.
+        start: Integer, the optimizer step after which steps are counted.
+            Defaults to 0.
+        device: `"cpu"` to keep the averages in host memory, and also the raw
+            weights while an average is swapped in, so that no accelerator
+            memory is used between updates. Defaults to `None`, the devices of
+            the weights.
     """
 
     schedules: tuple[Schedule, ...]
@@ -32,16 +33,19 @@ class Scheduled(Method):
 
     @property
     def starts_from_initial(self) -> bool:
-        """See `Schedule`."""
+        """Whether the average starts from the weights before training."""
         return self.schedules[0].starts_from_initial
 
     @property
     def counts_samples(self) -> bool:
-        """See `Schedule`."""
+        """Whether the counter of the average counts samples, not steps."""
         return self.schedules[0].counts_samples
 
     def accumulator(self, variables: Sequence[Any]) -> Accumulator:
-        """Averages of the running backend.
+        """Create an accumulator for the running backend.
+
+        Args:
+            variables: Keras variables with a floating-point dtype.
 
         Raises:
             NotImplementedError: If it is not JAX, TensorFlow or torch.
@@ -54,14 +58,14 @@ class Scheduled(Method):
         )
         return accumulator
 
-    def keeps(self, steps: int) -> Sequence[str]:
-        """The averages besides the first."""
-        return names_besides_the_first(len(self.schedules)) if steps else []
+    def extra_names(self, steps: int) -> Sequence[str]:
+        """The names of the averages after the first."""
+        return extra_average_names(len(self.schedules)) if steps else []
 
     def profile(
         self, times: Sequence[float], now: int, index: int = 0
     ) -> Profile:
-        """What one of the averages is made of."""
-        return Profile.of_schedule(
+        """The coefficients of the samples in one of the averages."""
+        return Profile.from_schedule(
             self.schedules[index], times, now, self.start
         )

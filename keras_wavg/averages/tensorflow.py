@@ -1,4 +1,4 @@
-"""Averages on TensorFlow: one compiled function an update."""
+"""Averages on TensorFlow: one compiled function call per update."""
 
 import contextlib
 import functools
@@ -9,52 +9,38 @@ from typing import Any, final
 import numpy
 import tensorflow as tf
 
-from keras_wavg.averages.counting import Counters, advance, moved_towards
 from keras_wavg.averages.device import DeviceAverages
 from keras_wavg.averages.packing import Packing
-from keras_wavg.clock import Reading
-from keras_wavg.schedules import Schedule
+from keras_wavg.averages.update_rule import Counters, advance, moved_towards
+from keras_wavg.clock import UpdateTime
 
 
 @final
 class Averages(DeviceAverages):
-    """Float32 averages of variables, on their devices.
+    """Averages of variables on their devices."""
 
-    Args:
-        variables: Keras variables of floating type.
-        schedules: See `DeviceAverages`.
-        start: Integer, the optimizer step from which samples count.
-        device: See `DeviceAverages`.
-    """
-
-    def __init__(
-        self,
-        variables: Sequence[Any],
-        schedules: tuple[Schedule, ...],
-        start: int,
-        device: str | None,
-    ) -> None:
-        super().__init__(schedules, device)
-        self._variables = [variable.value for variable in variables]
-        self._home = "CPU:0" if device else _only_device(self._variables)
-        self._from_afar = device is not None
-        dtypes = [_average_dtype(variable) for variable in self._variables]
+    def _allocate(self, start: int) -> None:
+        self._tf_variables = [v.value for v in self._variables]
+        self._placement = (
+            "CPU:0" if self._device else _only_device(self._tf_variables)
+        )
+        dtypes = [_average_dtype(variable) for variable in self._tf_variables]
         self._packing = Packing(
-            tuple(tuple(variable.shape) for variable in self._variables),
+            tuple(tuple(variable.shape) for variable in self._tf_variables),
             tuple(dtype == tf.float32 for dtype in dtypes),
         )
         self._averages, self._counters = _outside_of_scopes(
-            lambda: self._own_variables(start)
+            lambda: self._new_variables(start)
         )
         self._functions: dict[tuple[int, int], Any] = {}
 
     @property
     def counters(self) -> Counters:
-        """The counts, as integers."""
+        """The counters, as integers."""
         return Counters(*self._counters.numpy().tolist())
 
-    def begin(self, model: Any) -> None:
-        """Let the averages be the weights of now."""
+    def start(self, model: Any) -> None:
+        """Set the averages to the current weights."""
         del model
         for averages in self._averages:
             _assign(averages, self._samples())
@@ -62,32 +48,34 @@ class Averages(DeviceAverages):
     def _load(self, index: int, averages: Sequence[Any]) -> None:
         arrays = [
             tf.cast(tf.convert_to_tensor(average), _average_dtype(variable))
-            for average, variable in zip(averages, self._variables, strict=True)
+            for average, variable in zip(
+                averages, self._tf_variables, strict=True
+            )
         ]
         _assign(self._averages[index], self._packing.pack(arrays))
 
     def _load_counters(self, counters: Counters) -> None:
         self._counters.assign(counters)
 
-    def update(self, model: Any, reading: Reading) -> None:
-        """Move the averages towards the weights of now, where finite."""
+    def update(self, model: Any, time: UpdateTime) -> None:
+        """Move the averages towards the current weights, where finite."""
         del model
-        key = (id(reading.iterations), reading.batches_per_step)
+        key = (id(time.iterations), time.batches_per_step)
         if key not in self._functions:
-            self._functions[key] = self._compiled(reading)
-        # Of Python's own numbers TensorFlow keeps each that it ever saw.
-        steps = numpy.int64(reading.steps)
-        with self._at_home():
+            self._functions[key] = self._compiled(time)
+        # TensorFlow caches a constant for each Python integer.
+        steps = numpy.int64(time.steps)
+        with self._placed():
             self._functions[key](tf.constant(steps))
 
     def read(self, index: int = 0) -> list[Any]:
-        """An average in the order and shapes of the variables, as copies."""
+        """Copies of an average, in the order and shapes of the variables."""
         return list(self._reads[index]())
 
-    def _own_variables(
+    def _new_variables(
         self, start: int
     ) -> tuple[list[list[tf.Variable]], tf.Variable]:
-        with self._at_home():
+        with self._placed():
             averages = [
                 [tf.Variable(s, trainable=False) for s in self._samples()]
                 for _ in self._schedules
@@ -104,48 +92,52 @@ class Averages(DeviceAverages):
 
     def _samples(self) -> list[tf.Tensor]:
         return self._packing.pack(
-            [tf.cast(v, _average_dtype(v)) for v in self._variables]
+            [tf.cast(v, _average_dtype(v)) for v in self._tf_variables]
         )
 
-    def _compiled(self, reading: Reading) -> Any:
+    def _compiled(self, time: UpdateTime) -> Any:
         steps = tf.TensorSpec([], tf.int64)
 
         def sampled(steps: tf.Tensor) -> list[tf.Tensor]:
-            return [_now(steps, reading), *self._samples()]
+            return [_now(steps, time), *self._samples()]
 
-        if not self._from_afar:
+        if self._device is None:
             return self._function(
-                lambda steps: self._fold(*sampled(steps)),
+                lambda steps: self._move(*sampled(steps)),
                 steps,
-                jit_compile=self._home is not None,
+                jit_compile=self._placement is not None,
             )
-        # XLA cannot fetch from another device.
+        # XLA cannot read from another device.
         fetch = self._function(sampled, steps)
-        fold = self._function(
-            self._fold,
+        move = self._function(
+            self._move,
             *(tf.TensorSpec(t.shape, t.dtype) for t in fetch.outputs),
             jit_compile=True,
         )
-        return lambda steps: fold(*fetch(steps))
+        return lambda steps: move(*fetch(steps))
 
     def _function(
         self, function: Callable[..., Any], *signature: Any, **options: Any
     ) -> Any:
-        def at_home(*arguments: Any) -> Any:
-            with self._at_home():
+        def placed(*arguments: Any) -> Any:
+            with self._placed():
                 return function(*arguments)
 
-        # Not the `tf.function` itself: what it does before each call costs as
-        # much as the update of a small model.
-        traced = tf.function(at_home, autograph=False, **options)
+        # Not the `tf.function` itself: its overhead per call is as long as the
+        # update of a small model.
+        traced = tf.function(placed, autograph=False, **options)
         return _outside_of_scopes(
             lambda: traced.get_concrete_function(*signature)
         )
 
-    def _at_home(self) -> Any:
-        return tf.device(self._home) if self._home else contextlib.nullcontext()
+    def _placed(self) -> Any:
+        return (
+            tf.device(self._placement)
+            if self._placement
+            else contextlib.nullcontext()
+        )
 
-    def _fold(self, now: tf.Tensor, *samples: tf.Tensor) -> None:
+    def _move(self, now: tf.Tensor, *samples: tf.Tensor) -> None:
         counters, coefficients = advance(
             Counters(*tf.unstack(self._counters)), now, self._schedules
         )
@@ -168,9 +160,9 @@ def _assign(averages: list[tf.Variable], arrays: list[tf.Tensor]) -> None:
 
 
 def _outside_of_scopes(function: Callable[[], Any]) -> Any:
-    """What a function returns where no `tf.distribute` strategy is in scope.
+    """Call a function outside of the scope of any `tf.distribute` strategy.
 
-    A variable that is made in a scope is mirrored. Scopes are of a thread.
+    Variables that are created in a scope are mirrored. Scopes are thread-local.
     """
     if not tf.distribute.has_strategy():
         return function()
@@ -179,17 +171,17 @@ def _outside_of_scopes(function: Callable[[], Any]) -> Any:
 
 
 def _only_device(variables: list[tf.Variable]) -> str | None:
-    # XLA compiles for one device, and not for a strategy's replicas.
+    # XLA compiles for a single device, not for the replicas of a strategy.
     devices = {variable.device for variable in variables}
     mirrored = isinstance(variables[0], tf.distribute.DistributedValues)
     return devices.pop() if len(devices) == 1 and not mirrored else None
 
 
-def _now(steps: tf.Tensor, reading: Reading) -> tf.Tensor:
-    if reading.iterations is None:
+def _now(steps: tf.Tensor, time: UpdateTime) -> tf.Tensor:
+    if time.iterations is None:
         return tf.identity(steps)
-    batches = tf.cast(reading.iterations.value, tf.int64)
-    return steps + batches // reading.batches_per_step
+    batches = tf.cast(time.iterations.value, tf.int64)
+    return steps + batches // time.batches_per_step
 
 
 def _average_dtype(variable: tf.Variable) -> tf.DType:

@@ -1,7 +1,6 @@
-"""Values of Keras variables, as the running backend has them.
+"""Access to the values of Keras variables on the running backend.
 
-Besides `keras_wavg.averages`, these are the only modules that know JAX,
-TensorFlow or torch.
+Only this package and `keras_wavg.averages` import JAX, TensorFlow or torch.
 """
 
 import contextlib
@@ -16,20 +15,20 @@ from keras_wavg.keras_private import has_value
 
 
 def name_of_backend() -> str:
-    """The running backend.
+    """The name of the running backend.
 
     Returns:
         `"jax"`, `"tensorflow"` or `"torch"`.
 
     Raises:
-        NotImplementedError: If it is another one.
+        NotImplementedError: For any other backend.
     """
     backend: str = keras.config.backend()
     if backend not in {"jax", "tensorflow", "torch"}:
         raise NotImplementedError(
-            "Averaging in training works on the JAX, TensorFlow and torch "
-            f"backends. Received: keras.config.backend()={backend!r}. Set the "
-            "environment variable `KERAS_BACKEND` before Keras is imported."
+            "Averaging during training requires the JAX, TensorFlow or torch "
+            f"backend. Received: keras.config.backend()={backend!r}. Set the "
+            "environment variable `KERAS_BACKEND` before importing Keras."
         )
     return backend
 
@@ -38,16 +37,20 @@ def _module() -> Any:
     return importlib.import_module(f"{__name__}.{name_of_backend()}")
 
 
-def randomness_kept() -> contextlib.AbstractContextManager[Any]:
-    """Context that leaves the backend's random numbers as they were."""
-    return getattr(_module(), "randomness_kept", contextlib.nullcontext)()
+def preserved_random_state() -> contextlib.AbstractContextManager[Any]:
+    """Context that preserves the state of the backend's random generator."""
+    function = getattr(
+        _module(), "preserved_random_state", contextlib.nullcontext
+    )
+    context: contextlib.AbstractContextManager[Any] = function()
+    return context
 
 
-def attach_weights(model: Any) -> None:
-    """Let the variables of a model be its weights of now, in mid-epoch too.
+def sync_weights(model: Any) -> None:
+    """Write the current weights of a model into its variables.
 
-    During an epoch JAX's trainer keeps the weights elsewhere; it takes them
-    back out of the variables for its next step.
+    During an epoch the trainer of JAX keeps the weights outside of the
+    variables. It reads them from the variables again for its next step.
 
     Args:
         model: A Keras model.
@@ -58,11 +61,11 @@ def attach_weights(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def weights_survive(model: Any) -> Iterator[None]:
-    """Context after which the variables have the weights, also after an error.
+def recovered_weights(model: Any) -> Iterator[None]:
+    """Context after which the variables have values, even after an error.
 
-    JAX's trainer takes them out of the variables, and if the first batch fails
-    nobody puts them back.
+    The trainer of JAX removes the values of the variables, and does not restore
+    them if the first batch fails.
 
     Args:
         model: A Keras model.
@@ -70,23 +73,26 @@ def weights_survive(model: Any) -> Iterator[None]:
     Yields:
         `None`.
     """
-    attach_weights(model)
+    sync_weights(model)
     variables = model.variables
     values = [variable.value for variable in variables]
     try:
         yield
     finally:
-        attach_weights(model)
+        sync_weights(model)
         for variable, value in zip(variables, values, strict=True):
             if not has_value(variable):
                 variable.assign(value)
 
 
 def assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
-    """Assign values to Keras variables, which stay on their devices."""
-    placed = getattr(_module(), "placed", lambda value, _: value)
+    """Assign values to Keras variables without moving these."""
     for variable, value in zip(variables, values, strict=True):
-        variable.assign(placed(value, variable))
+        variable.assign(_placed_like(value, variable))
+
+
+def _placed_like(value: Any, variable: Any) -> Any:
+    return getattr(_module(), "placed_like", lambda a, _: a)(value, variable)
 
 
 def device_copies(variables: Sequence[Any]) -> list[Any]:
@@ -102,85 +108,89 @@ def host_copies(variables: Sequence[Any]) -> list[Any]:
 
 
 def host_copy(array: Any) -> Any:
-    """A copy of a tensor in host memory, as a NumPy array of its own.
+    """A copy of a tensor as a NumPy array that owns its memory.
 
-    Where an array spans processes, of the part that this process has.
+    If the tensor spans processes, only the local part is copied.
     """
     if hasattr(_module(), "host_copy"):
         return _module().host_copy(array)
     return numpy.array(keras.ops.convert_to_numpy(array))
 
 
-def own_part(value: Any) -> Any:
-    """What this process has of a tensor that spans processes, or the tensor."""
-    return getattr(_module(), "own_part", lambda a: a)(value)
+def local_part(value: Any) -> Any:
+    """The part of a tensor in this process, if the tensor spans processes."""
+    return getattr(_module(), "local_part", lambda a: a)(value)
 
 
-def without_parameters(model: Any) -> list[str]:
-    """Paths of the weights that an optimizer of the backend cannot reach."""
-    function: Any = getattr(_module(), "without_parameters", lambda _: [])
+def paths_without_parameters(model: Any) -> list[str]:
+    """Paths of the weights that an optimizer of the backend cannot train."""
+    function: Any = getattr(_module(), "paths_without_parameters", lambda _: [])
     paths: list[str] = function(model)
     return paths
 
 
 def require_readable(model: Any) -> None:
-    """Refuse to read weights of which a process has only a part.
+    """Refuse to read weights that are sharded across processes.
 
     Args:
         model: A Keras model.
 
     Raises:
-        ValueError: If it has such weights.
+        ValueError: If the model has such weights.
     """
-    attach_weights(model)
+    sync_weights(model)
     unreadable: Any = getattr(_module(), "unreadable", lambda _: [])
     paths: list[str] = unreadable(model.weights)
     if paths:
         raise ValueError(
-            "A process can read weights, and save them to a file, if it has "
-            f"all of them. Received: a model of which {len(paths)} weights, "
-            f"'{paths[0]}' the first, are spread over several processes. On "
-            "JAX, save the model by `keras.callbacks.OrbaxCheckpoint`, load "
-            "that in a single process, and read or save the weights there. On "
-            "torch, call `variable.value.full_tensor()` in every process."
+            "Weights can only be read or saved to a file if a single process "
+            f"has all of them. Received: a model with {len(paths)} weights "
+            f"(the first is '{paths[0]}') that are sharded across processes. "
+            "On JAX, save the model with `keras.callbacks.OrbaxCheckpoint`, "
+            "load the checkpoint in a single process, and read or save the "
+            "weights there. On torch, call `variable.value.full_tensor()` in "
+            "every process."
         )
 
 
 def span_processes(variables: Sequence[Any]) -> bool:
-    """Whether Keras variables are of several processes together."""
+    """Whether any Keras variable spans several processes."""
     function: Any = getattr(_module(), "span_processes", lambda _: False)
     return bool(function(variables))
 
 
-def laid_out(value: Any, variable: Any) -> Any:
-    """A value of a Keras variable, spread like it if it spans processes."""
-    return getattr(_module(), "laid_out", lambda a, _: a)(value, variable)
+def sharded_like(value: Any, variable: Any) -> Any:
+    """A value, sharded like a Keras variable if that spans processes."""
+    is_sharded = span_processes([variable])
+    return _placed_like(value, variable) if is_sharded else value
 
 
-def on_devices(value: Any, variable: Any | None, model: Any) -> Any:
-    """A value as a tensor of the backend, laid out as variables of the model.
+def to_tensor(value: Any, variable: Any | None, model: Any) -> Any:
+    """Convert a value to a tensor, sharded like the variables of a model.
 
     Args:
-        value: Array, one of `host_copies`, or tensor.
-        variable: The Keras variable that it is for, or `None` if it is a
-            number.
+        value: Array, such as one of `host_copies`, or tensor.
+        variable: The Keras variable with the same sharding, or `None` to
+            replicate the value.
         model: A Keras model.
     """
-    function = getattr(_module(), "on_devices", None)
+    function = getattr(_module(), "to_tensor", None)
     if function is None:
         return keras.ops.convert_to_tensor(value)
     return function(value, variable, model)
 
 
-def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
-    """Whether arrays of one dtype are equal, pair by pair. NaN equals NaN.
+def same_values(arrays: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """Whether arrays of the same dtype are equal, pair by pair.
+
+    NaN equals NaN.
 
     Args:
-        ones: Sequence of tensors.
+        arrays: Sequence of tensors.
         others: Sequence of tensors, or of arrays in host memory.
 
     Returns:
         List of booleans.
     """
-    same: list[bool] = _module().same_values(ones, others)
+    same: list[bool] = _module().same_values(arrays, others)
     return same

@@ -1,4 +1,4 @@
-"""Tensors of TensorFlow."""
+"""Values of variables on TensorFlow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ def host_copies(variables: Sequence[Any]) -> list[numpy.ndarray]:
     return [numpy.array(tf.identity(variable.value)) for variable in variables]
 
 
-def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
-    """Whether arrays of one dtype are equal, pair by pair. NaN equals NaN."""
-    # Not compiled: to trace it takes longer than all comparisons of a `fit`.
+def same_values(arrays: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """Whether arrays of the same dtype are equal, pair by pair."""
+    # Not compiled: tracing takes longer than all comparisons of a `fit`.
     same = [
         tf.reduce_all((a == b) | (tf.math.is_nan(a) & tf.math.is_nan(b)))
-        for a, b in zip(map(tf.convert_to_tensor, ones), others, strict=True)
+        for a, b in zip(map(tf.convert_to_tensor, arrays), others, strict=True)
     ]
-    return [bool(one) for one in same]
+    return [bool(flag) for flag in same]

@@ -1,5 +1,6 @@
-"""Tensors of torch."""
+"""Values of variables on torch."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Sequence
@@ -11,21 +12,21 @@ import torch
 
 
 def _is_sharded(tensor: Any) -> bool:
-    """Whether a tensor is a `DTensor`, spread over ranks."""
+    """Whether a tensor is a `DTensor`, sharded across ranks."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def own_part(tensor: Any) -> Any:
-    """What this rank has of a tensor."""
+def local_part(tensor: Any) -> Any:
+    """The part of a tensor on this rank."""
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def placed(value: Any, variable: Any) -> Any:
-    """A value of a Keras variable, spread like it.
+def placed_like(value: Any, variable: Any) -> Any:
+    """A value, sharded like a Keras variable.
 
     Args:
-        value: Tensor or array, the whole or this rank's part.
+        value: Tensor or array, the whole value or the part of this rank.
         variable: A Keras variable.
     """
     like = variable.value
@@ -40,27 +41,26 @@ def placed(value: Any, variable: Any) -> Any:
     if tensor.shape == like.to_local().shape:
         sizes = {"shape": like.shape, "stride": like.stride()}
         return from_local(tensor, placements=placements, **sizes)
-    same = [module.Replicate()] * mesh.ndim
-    return from_local(tensor, placements=same).redistribute(mesh, placements)
-
-
-laid_out = placed
+    replicated = [module.Replicate()] * mesh.ndim
+    return from_local(tensor, placements=replicated).redistribute(
+        mesh, placements
+    )
 
 
 def unreadable(variables: Sequence[Any]) -> list[str]:
-    """Paths of the variables of which a rank has only a part."""
+    """Paths of the variables that are sharded across ranks."""
     return [v.path for v in variables if _is_sharded(v.value)]
 
 
 def span_processes(variables: Sequence[Any]) -> bool:
-    """Whether variables are spread over ranks."""
+    """Whether any variable is sharded across ranks."""
     return any(_is_sharded(variable.value) for variable in variables)
 
 
-def without_parameters(model: Any) -> list[str]:
+def paths_without_parameters(model: Any) -> list[str]:
     """Paths of the weights whose parameters `fully_shard` replaced.
 
-    Optimizers train the parameters, and Keras goes on with the old tensors.
+    Optimizers train the new parameters, while Keras uses the old tensors.
     """
     parameters = list(model.parameters())
     if not any(map(_is_sharded, parameters)):
@@ -77,38 +77,38 @@ def device_copies(variables: Sequence[Any]) -> list[torch.Tensor]:
 
 def host_copies(variables: Sequence[Any]) -> list[torch.Tensor]:
     """Copies of the values of Keras variables, in host memory."""
-    parts = [own_part(variable.value.detach()) for variable in variables]
+    parts = [local_part(variable.value.detach()) for variable in variables]
     return [part.to("cpu", copy=True) for part in parts]
 
 
 def host_copy(tensor: Any) -> Any:
-    """The same of a tensor, as a NumPy array."""
-    return numpy.array(keras.ops.convert_to_numpy(own_part(tensor)))
+    """A copy of the local part of a tensor, as a NumPy array."""
+    return numpy.array(keras.ops.convert_to_numpy(local_part(tensor)))
 
 
-def same_values(ones: Sequence[Any], others: Sequence[Any]) -> list[bool]:
-    """Whether arrays of one dtype are equal, pair by pair. NaN equals NaN."""
+def same_values(arrays: Sequence[Any], others: Sequence[Any]) -> list[bool]:
+    """Whether arrays of the same dtype are equal, pair by pair."""
     same = [
         ((a == b) | (a.isnan() & b.isnan())).all()
         for a, b in (
-            (own_part(one).detach(), own_part(other).to(one.device))
-            for one, other in zip(ones, others, strict=True)
+            (local_part(array).detach(), local_part(other).to(array.device))
+            for array, other in zip(arrays, others, strict=True)
         )
     ]
     if not same:
         return []
     flags = torch.stack(same)
-    if any(map(_is_sharded, ones)):
+    if any(map(_is_sharded, arrays)):
         flags = flags.to(torch.uint8)
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MIN)
-    # One wait for the device, not one for each pair.
+    # Wait for the device once, not for each pair.
     return [bool(flag) for flag in flags.tolist()]
 
 
-def randomness_kept() -> Any:
-    """Context that gives the state of the host's generator back.
+def preserved_random_state() -> contextlib.AbstractContextManager[Any]:
+    """Context that preserves the state of the host's random generator.
 
-    Each `DataLoader` draws a seed from it, so that reading data changes what
-    `Dropout` and shuffling do next.
+    Each `DataLoader` draws a seed from it. Without this, reading data would
+    change the next random numbers of `Dropout` and shuffling.
     """
     return torch.random.fork_rng(devices=[])

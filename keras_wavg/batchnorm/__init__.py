@@ -1,4 +1,4 @@
-"""Moving statistics of `BatchNormalization`, measured for given weights."""
+"""Measures moving statistics of `BatchNormalization` for given weights."""
 
 from keras_wavg.batchnorm.measurement import Measurement, update_bn
 

@@ -1,4 +1,4 @@
-"""One pass over data, and new moving statistics at the end of it."""
+"""Measures moving statistics of `BatchNormalization` in a pass over data."""
 
 import contextlib
 import warnings
@@ -11,12 +11,12 @@ from keras import ops
 from keras_wavg import arguments, swapping
 from keras_wavg.backend import (
     assign,
-    attach_weights,
     host_copies,
-    randomness_kept,
+    preserved_random_state,
+    sync_weights,
 )
-from keras_wavg.batchnorm.moments import combination
-from keras_wavg.batchnorm.probe import Probe, watched
+from keras_wavg.batchnorm.batch_statistics import BatchStatistics, recording
+from keras_wavg.batchnorm.moments import moments_function
 from keras_wavg.keras_private import flattened_layers
 
 _BATCH_SIZE = 32
@@ -31,39 +31,40 @@ def update_bn(
     variance: str = "population",
     verbose: Any = "auto",
 ) -> None:
-    """Measure the statistics of `BatchNormalization` for the weights there are.
+    """Measure the moving statistics of `BatchNormalization` layers.
 
-    The moving mean and variance of a `BatchNormalization` layer belong to the
-    weights before it. They do not fit weights that were put into the model
-    afterwards: a soup, or an average of checkpoints. One pass over `data`
-    measures them anew. Ten to twenty batches get most of the gain.
+    The moving mean and variance of a `BatchNormalization` layer depend on the
+    weights of the layers before it. After other weights were set, such as a
+    soup or an average of checkpoints, they have to be measured again in a pass
+    over `data`. Ten to twenty batches are usually enough.
 
-    In the pass every trainable `BatchNormalization` normalizes by the
-    statistics of the batch, as in training, while all else runs as in
-    inference: no dropout, no noise, no augmentation. What the moving
-    statistics were before plays no role. Nothing but them is changed, and they
-    only at the end: after an error the model is as it was. Frozen layers
-    (`trainable=False`) keep theirs, and normalize by them. A layer that the
-    model itself calls with `training=False` is measured unless it is frozen.
+    During the pass every trainable `BatchNormalization` layer normalizes with
+    the statistics of the batch, as in training. All other layers run in
+    inference mode, without dropout, noise or augmentation. The previous moving
+    statistics are not used. The new ones are assigned at the end, so that the
+    model does not change if an error occurs. Frozen layers (`trainable=False`)
+    keep their statistics and normalize with them. A layer that the model calls
+    with `training=False` is measured unless it is frozen.
 
-    An average by `EMA` has averaged statistics with it, which fit it well.
+    `EMA` averages the moving statistics too, which fit the averaged weights
+    well.
 
     Args:
         model: A built Keras model, compiled or not.
-        data: What `fit` takes: arrays as `x` or as a tuple `(x, y)` or
+        data: Data as in `fit`: arrays as `x` or as a tuple `(x, y)` or
             `(x, y, sample_weight)`, a dictionary or list of arrays for several
             inputs, a `tf.data.Dataset`, a `torch.utils.data.DataLoader`, a
             `keras.utils.PyDataset` or a generator. Targets and sample weights
             are not used.
-        steps: Integer, the number of batches. Data without end needs it.
-            Defaults to `None`, all there are.
-        batch_size: Integer, the size of the batches of arrays. Defaults to
-            `None`, which is 32.
-        variance: `"population"`, the mean and variance of all elements that
-            reach the layer, whatever batch they come in. Or `"batch_mean"`,
-            what `torch.optim.swa_utils.update_bn` measures: the plain mean
-            over the batches of their means and unbiased variances. That one is
-            too small if batches differ. Defaults to `"population"`.
+        steps: Positive integer, the number of batches, required for endless
+            data. Defaults to `None`, all batches.
+        batch_size: Positive integer, the batch size if `data` are arrays.
+            Defaults to `None`, which is 32.
+        variance: `"population"` for the mean and variance of all elements that
+            reach the layer, independent of the batches. Or `"batch_mean"`, as
+            in `torch.optim.swa_utils.update_bn`, for the mean over the batches
+            of their means and unbiased variances, which underestimates the
+            variance if batches differ. Defaults to `"population"`.
         verbose: `"auto"`, 0, 1, or 2, as in `predict`. Defaults to `"auto"`.
 
     Example:
@@ -79,9 +80,9 @@ def update_bn(
 
     Raises:
         ValueError: If the model has no trainable `BatchNormalization`, is not
-            built, or cannot be called on a batch. If there is no batch, or
-            fewer than `steps`. If a layer was never updated, or its
-            statistics are not finite. If an argument is out of its range.
+            built, or cannot be called on a batch; if there is no batch, or
+            fewer than `steps`; if no data reaches a layer, or its statistics
+            are not finite; or if an argument is out of its range.
 
     References:
         - [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407), section 3.2
@@ -98,28 +99,26 @@ def update_bn(
 
 
 class Measurement:
-    """What `update_bn` does, for a model that is measured again and again.
-
-    The pass is compiled only once.
+    """Measures a model repeatedly, as `update_bn` does, and compiles once.
 
     Args:
-        model: See `update_bn`.
+        model: A built Keras model.
     """
 
     def __init__(self, model: Any) -> None:
         self._layers = _trainable_normalizations(model)
-        self._what = _identity(model)
+        self._identity = _identity(model)
         self._model = model
         with self._strategy_scope():
-            self._probe = Probe(model, self._layers)
+            self._statistics = BatchStatistics(model, self._layers)
 
     def is_of(self, model: Any) -> bool:
-        """Whether it is this model, frozen and compiled as it was then."""
-        return self._what == _identity(model)
+        """Whether this is for a model, frozen and compiled as it is now."""
+        return self._identity == _identity(model)
 
     @property
     def variables(self) -> list[Any]:
-        """What an update assigns."""
+        """The variables that `update` assigns."""
         return [
             getattr(layer, name)
             for layer in self._layers
@@ -135,54 +134,54 @@ class Measurement:
         variance: str = "population",
         verbose: Any = "auto",
     ) -> None:
-        """Measure. See `update_bn`."""
-        combine = combination(variance)
-        least = arguments.integer_or_none("steps", steps, at_least=1) or 1
+        """Measure the statistics. See `update_bn`."""
+        moments = moments_function(variance)
+        min_batches = arguments.integer_or_none("steps", steps, at_least=1) or 1
         inputs = _inputs(data)
         measured = self._run(
             x=inputs,
             batch_size=_size(inputs, batch_size),
             steps=steps,
             verbose=verbose,
-            callbacks=[_AtLeast(least)],
+            callbacks=[_RequireBatches(min_batches)],
         )
-        # All values before the first is assigned: one may be refused.
+        # Compute all values before assigning any: one may be refused.
         _assign(
             [
                 assignment
                 for layer, rows in zip(self._layers, measured, strict=True)
-                for assignment in _assignments(layer, *combine(layer, rows))
+                for assignment in _assignments(layer, *moments(layer, rows))
             ]
         )
-        # They belong to the average, if one is in the model.
-        swapping.measured(self.variables)
+        # They belong to the average in the model, if there is one.
+        swapping.accept_current(self.variables)
 
     def _run(self, **data: Any) -> list[numpy.ndarray]:
-        """An array `(calls, 4, channels)` of each layer."""
-        attach_weights(self._model)
+        """Run the pass. Returns an array `(calls, 4, channels)` per layer."""
+        sync_weights(self._model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._strategy_scope())
-            stack.enter_context(randomness_kept())
-            stack.enter_context(watched(self._layers, self._probe))
-            # Keras warns of any end of data whose length it did not know.
+            stack.enter_context(preserved_random_state())
+            stack.enter_context(recording(self._layers, self._statistics))
+            # Keras warns at the end of data of unknown length.
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "Your input ran out of data")
             return self._predict(data)
 
     def _predict(self, data: dict[str, Any]) -> list[numpy.ndarray]:
-        self._probe.running = ""
+        self._statistics.running = ""
         try:
-            return self._probe.predict(**data)
+            return self._statistics.predict(**data)
         except Exception as error:
-            if not self._probe.running:
+            if not self._statistics.running:
                 raise
             raise ValueError(
-                "`data` must have batches that the model can be called on. "
-                f"Received: inputs of shape {self._probe.running}"
+                "The model must accept the batches of `data`. "
+                f"Received: inputs of shape {self._statistics.running}"
             ) from error
 
     def _strategy_scope(self) -> Any:
-        # TensorFlow lets no model be part of one of another strategy.
+        # TensorFlow refuses a model inside a model of another strategy.
         strategy = getattr(self._model, "distribute_strategy", None)
         return strategy.scope() if strategy else contextlib.nullcontext()
 
@@ -197,20 +196,20 @@ def _trainable_normalizations(model: Any) -> list[Any]:
     is_model = isinstance(model, keras.Model)
     if not is_model or not all(layer.built for layer in [model, *layers]):
         raise ValueError(
-            "`update_bn` needs a built Keras model: call it on a batch, or "
-            f"`model.build(input_shape)`, first. Received: model={model!r}"
+            f"`model` must be a built Keras model. Received: model={model!r}. "
+            "Call it on a batch or call `model.build(input_shape)` first."
         )
     if not layers:
         raise ValueError(
-            "`update_bn` needs a model with a trainable `BatchNormalization` "
-            "layer (the statistics of frozen ones never change). Received: "
+            "The model must have a trainable `BatchNormalization` layer: the "
+            "statistics of frozen layers do not change. Received: "
             f"model={model!r}"
         )
     return layers
 
 
 def _identity(model: Any) -> list[Any]:
-    """All that a compiled pass depends on."""
+    """The properties of a model that a compiled pass depends on."""
     compiled = model.compiled and (model.run_eagerly, model.jit_compile)
     weights = model.trainable_variables, model.non_trainable_variables
     layers = _trainable_normalizations(model)
@@ -229,12 +228,12 @@ def _inputs(data: Any) -> Any:
 
 def _size(inputs: Any, batch_size: int | None) -> int | None:
     arrays = all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(inputs))
-    # Keras would make `steps` batches of all there are.
+    # Keras would divide all samples into `steps` batches.
     return _BATCH_SIZE if arrays and batch_size is None else batch_size
 
 
-class _AtLeast(keras.callbacks.Callback):
-    """Refuses data with fewer batches than asked for."""
+class _RequireBatches(keras.callbacks.Callback):
+    """Refuses data with fewer batches than requested."""
 
     def __init__(self, batches: int) -> None:
         super().__init__()
@@ -246,11 +245,11 @@ class _AtLeast(keras.callbacks.Callback):
 
     def on_predict_end(self, logs: Any = None) -> None:
         if self.seen < self.batches:
-            wanted = "one batch"
+            required = "one batch"
             if self.batches > 1:
-                wanted = f"`steps={self.batches}` batches"
+                required = f"`steps={self.batches}` batches"
             raise ValueError(
-                f"`data` must have at least {wanted}. "
+                f"`data` must have at least {required}. "
                 f"Received: {self.seen} batches"
             )
 
@@ -276,15 +275,15 @@ def _finite(variable: Any, value: numpy.ndarray) -> Any:
     tensor = ops.convert_to_tensor(value, variable.dtype)
     if not ops.convert_to_numpy(ops.all(ops.isfinite(tensor))):
         raise ValueError(
-            f"The statistics of '{variable.path}' are not finite in "
-            f"{variable.dtype}. Received: {value}. Are all of `data` and all "
-            "weights finite?"
+            f"The statistics of '{variable.path}' must be finite in "
+            f"{variable.dtype}. Received: {value}. Check that `data` and the "
+            "weights are finite."
         )
     return tensor
 
 
 def _assign(pairs: list[tuple[Any, Any]]) -> None:
-    """All or, if interrupted, none."""
+    """Assign all values or, if interrupted, none."""
     variables = [variable for variable, _ in pairs]
     before = host_copies(variables)
     try:

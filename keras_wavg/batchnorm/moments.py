@@ -1,4 +1,4 @@
-"""Moments of all data from the moments of its batches, in float64."""
+"""Combines the moments of batches to those of all data, in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,20 @@ Moments = tuple[numpy.ndarray, numpy.ndarray]
 """Mean and variance of each channel."""
 
 
-def combination(variance: Any) -> Callable[[Any, numpy.ndarray], Moments]:
-    """The function from a layer and its rows to its moments.
+def moments_function(variance: Any) -> Callable[[Any, numpy.ndarray], Moments]:
+    """Return a function from a layer and its statistics to its moments.
 
-    Rows are of shape `(calls, 4, channels)`: mean, its rounding error, biased
-    variance, and count.
+    The statistics have the shape `(calls, 4, channels)`: mean, rounding error
+    of the mean, biased variance, and count.
 
     Args:
         variance: `"population"` or `"batch_mean"`, see `update_bn`.
 
     Returns:
-        A function, which raises a `ValueError` for rows that have no moments.
+        A function that raises a `ValueError` if the moments are undefined.
 
     Raises:
-        ValueError: If `variance` is neither.
+        ValueError: If `variance` is invalid.
     """
     if variance == "population":
         return _population
@@ -34,35 +34,35 @@ def combination(variance: Any) -> Callable[[Any, numpy.ndarray], Moments]:
     )
 
 
-def _population(layer: Any, rows: numpy.ndarray) -> Moments:
-    means, variances, counts = _used(layer, rows)
-    shares = counts / counts.sum(axis=0)
-    mean = (shares * means).sum(axis=0)
-    # The law of total variance: within the batches, and between them.
-    return mean, (shares * (variances + (means - mean) ** 2)).sum(axis=0)
+def _population(layer: Any, statistics: numpy.ndarray) -> Moments:
+    means, variances, counts = _used(layer, statistics)
+    fractions = counts / counts.sum(axis=0)
+    mean = (fractions * means).sum(axis=0)
+    # Law of total variance: variance within plus variance between batches.
+    return mean, (fractions * (variances + (means - mean) ** 2)).sum(axis=0)
 
 
-def _batch_mean(layer: Any, rows: numpy.ndarray) -> Moments:
-    means, variances, counts = _used(layer, rows)
+def _batch_mean(layer: Any, statistics: numpy.ndarray) -> Moments:
+    means, variances, counts = _used(layer, statistics)
     if counts.min() == 1:
         raise ValueError(
-            "`variance='batch_mean'` needs two or more elements of each "
-            "channel in each batch, for its unbiased variance. Received: one, "
-            f"in layer '{layer.path}'"
+            "`variance='batch_mean'` needs at least two elements per channel "
+            "and batch, for the unbiased variance. Received: one element, in "
+            f"layer '{layer.path}'"
         )
     unbiased = variances * counts / (counts - 1)
     return means.mean(axis=0), unbiased.mean(axis=0)
 
 
-def _used(layer: Any, rows: numpy.ndarray) -> list[numpy.ndarray]:
+def _used(layer: Any, statistics: numpy.ndarray) -> list[numpy.ndarray]:
     """Means, variances and counts, each `(calls, channels)`."""
-    # A replica may get no sample of the last batch, and masks may hide all.
-    used = rows[(rows[:, -1] > 0).all(axis=1)].astype("float64")
+    # A replica may get no sample of the last batch, or a fully masked one.
+    used = statistics[(statistics[:, -1] > 0).all(axis=1)].astype("float64")
     if not len(used):
         raise ValueError(
-            f"The layer '{layer.path}' was never updated: no element of "
-            "`data` reaches it in `model(inputs)`. Freeze it, "
-            "`layer.trainable = False`, to keep its statistics."
+            f"`data` must reach the layer '{layer.path}'. Received: no element "
+            "of `data` reaches it in `model(inputs)`. To keep the statistics "
+            "of the layer, freeze it with `layer.trainable = False`."
         )
-    means, rests, variances, counts = used.transpose(1, 0, 2)
-    return [means + rests, variances, counts]
+    means, errors, variances, counts = used.transpose(1, 0, 2)
+    return [means + errors, variances, counts]

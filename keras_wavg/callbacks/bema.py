@@ -1,19 +1,19 @@
-"""Exponential moving average of the weights, corrected for its lag."""
+"""Exponential moving average of the weights with a correction of its lag."""
 
 import functools
+from typing import Unpack
 
 from keras_wavg import arguments
-from keras_wavg.arguments import Include
-from keras_wavg.averages.lag_corrected import Fading, LagCorrection
-from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import Plan
+from keras_wavg.averages.lag_corrected import LagCorrection, PowerDecay
+from keras_wavg.callbacks.manual_averaging import AveragingOptions
+from keras_wavg.callbacks.weight_averaging import WeightAveraging
 from keras_wavg.sampling import EverySteps
 
 
 class BEMA(WeightAveraging):
-    """BEMA: an exponential moving average, corrected for its lag.
+    """BEMA: an exponential moving average with a correction of its lag.
 
-    After every `every` optimizer steps,
+    Every `every_steps` optimizer steps,
 
         ema += b * (weights - ema)
         average = ema + a * (weights - initial)
@@ -21,48 +21,47 @@ class BEMA(WeightAveraging):
         b = (lag + multiplier * t) ** -ema_power
         a = (lag + multiplier * t) ** -bias_power
 
-    where `initial` is the weights at the step `start`, at which `ema` begins,
-    and `t` counts the optimizer steps (not the updates) since then. A moving
-    average lags behind weights that drift; the second term takes it some of
-    the way after them. That term fades with `t` alone: weights that have come
-    to rest have an average that is ahead of them by `a * (weights - initial)`.
-    (In `profile()` it is a share of the latest sample, and as much less than
-    nothing of the weights at the start.)
+    where `initial` is the weights at step `start_step`, from which `ema`
+    starts, and `t` is the number of optimizer steps (not updates) since then. A
+    moving average lags behind weights that drift; the second term corrects part
+    of the lag. The correction depends on `t` alone: if the weights stop moving,
+    the average is ahead of them by `a * (weights - initial)`. (In `profile()`
+    the correction adds `a` to the coefficient of the latest sample and
+    subtracts it from that of the initial weights.)
 
-    The correction is for what gradients train. Moving statistics of
-    `BatchNormalization` are averaged without it, so that no variance becomes
-    negative, and so is a layer while it is frozen: one that never moved stays
-    what it is, bit for bit.
+    The correction applies to trained weights. Moving statistics of
+    `BatchNormalization` are averaged without it, so that variances stay
+    positive. So are the weights of frozen layers, which keep their values bit
+    for bit.
 
     Memory: `ema`, `initial` and `average` in float32 (float64 for float64
     weights), and the raw weights while the average is in the model, all in host
-    memory and nothing on the device. Each update copies the weights there and
-    waits for it, which is why it is made rarely. A file that Keras writes of
-    the model grows by three copies of the weights, and training goes on from
-    it exactly.
+    memory; the device stores nothing, so there is no `device` argument. Each
+    update copies the weights to the host and waits for the copy, so updates are
+    rare by default. Files that Keras saves grow by three copies of the weights,
+    and training resumes exactly.
 
-    All else is as with `EMA`. The average begins at the weights before
-    training, so the model must be built by then.
+    In all other respects it works like `EMA`. The average starts from the
+    weights before training, so the model must be built by then.
 
     Args:
-        every: Positive integer, the optimizer steps from one update to the
-            next (phi in the paper). Defaults to `400`.
-        ema_power: Non-negative float, how fast the share of a new sample in
-            `ema` fades (kappa). With `0` the past has no share: `ema` is the
-            weights. Defaults to `0.5`.
-        bias_power: Non-negative float, how fast the correction fades (eta).
-            With `0` it does not. Defaults to `0.2`.
-        lag: Float of at least 1, the age at which the average begins (rho).
-            Defaults to `10.0`.
-        multiplier: Non-negative float, by which time is multiplied (gamma).
+        every_steps: Positive integer, the number of optimizer steps between
+            updates (phi in the paper). Defaults to `400`.
+        ema_power: Non-negative float, how fast the coefficient of a new sample
+            in `ema` decreases (kappa). With `0` it stays 1, and `ema` equals
+            the weights. Defaults to `0.5`.
+        bias_power: Non-negative float, how fast the correction decreases (eta).
+            With `0` it is constant. Defaults to `0.2`.
+        lag: Float >= 1, the age at which the average starts (rho). Defaults to
+            `10.0`.
+        multiplier: Non-negative float, the factor of the time `t` (gamma).
             Defaults to `1.0`.
-        start: Integer, the optimizer step, counted from 0, at whose weights the
-            average begins and from which on `t` counts (tau, the burn-in).
-            TRL's `BEMACallback` counts `t` from the first step of all, which is
-            the same without a burn-in. Defaults to `0`.
-        swap: See `EMA`. Defaults to `True`.
-        include: See `EMA`. Defaults to `None`.
-        name: See `EMA`. Defaults to `"bema"`.
+        start_step: Non-negative integer, the optimizer step, counted from 0,
+            whose weights are `initial` and from which `t` counts (tau, the
+            burn-in). TRL's `BEMACallback` counts `t` from the first optimizer
+            step, which is the same without a burn-in. Defaults to `0`.
+        **options: `include`, `swap`, `name`, `batch_norm_data` and
+            `batch_norm_steps`, see `EMA`. `name` defaults to `"bema"`.
 
     Example:
 
@@ -70,7 +69,7 @@ class BEMA(WeightAveraging):
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
     >>> x, y = numpy.ones((64, 2)), numpy.ones((64, 1))
-    >>> bema = keras_wavg.BEMA(every=2)
+    >>> bema = keras_wavg.BEMA(every_steps=2)
     >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[bema])
     >>> averaged = model.get_weights()
     >>> bema.restore()
@@ -78,7 +77,7 @@ class BEMA(WeightAveraging):
 
     Raises:
         ValueError: If an argument is out of its range, if `include` matches no
-            weight, or if the model is not built when training begins.
+            weight, or if the model is not built when training starts.
 
     References:
         [Block and Zhang, 2025](https://arxiv.org/abs/2508.00180), "EMA without
@@ -87,32 +86,34 @@ class BEMA(WeightAveraging):
 
     def __init__(
         self,
-        every: int = 400,
+        every_steps: int = 400,
         *,
         ema_power: float = 0.5,
         bias_power: float = 0.2,
         lag: float = 10.0,
         multiplier: float = 1.0,
-        start: int = 0,
-        swap: bool = True,
-        include: Include = None,
-        name: str | None = None,
+        start_step: int = 0,
+        **options: Unpack[AveragingOptions],
     ) -> None:
-        self.every = arguments.integer("every", every, at_least=1)
+        self.every_steps = arguments.integer(
+            "every_steps", every_steps, at_least=1
+        )
         self.ema_power = arguments.number("ema_power", ema_power, at_least=0)
         self.bias_power = arguments.number("bias_power", bias_power, at_least=0)
         self.lag = arguments.number("lag", lag, at_least=1)
         self.multiplier = arguments.number("multiplier", multiplier, at_least=0)
-        self.start = arguments.integer("start", start, at_least=0)
+        self.start_step = arguments.integer(
+            "start_step", start_step, at_least=0
+        )
         fading = functools.partial(
-            Fading, lag=self.lag, multiplier=self.multiplier
+            PowerDecay, lag=self.lag, multiplier=self.multiplier
         )
-        plan = Plan(
-            name=arguments.name(name, "bema"),
-            method=LagCorrection(
-                fading(self.ema_power), fading(self.bias_power), self.start
+        super().__init__(
+            LagCorrection(
+                fading(self.ema_power),
+                fading(self.bias_power),
+                self.start_step,
             ),
-            sampling=EverySteps(self.every, self.start),
-            include=arguments.include(include),
+            EverySteps(self.every_steps, self.start_step),
+            **options,
         )
-        super().__init__(plan, swap=swap)

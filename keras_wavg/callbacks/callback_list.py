@@ -8,20 +8,20 @@ import keras
 
 
 def calling_list(callback: Any) -> keras.callbacks.CallbackList | None:
-    """The `CallbackList` that calls a hook of a callback right now.
+    """Return the `CallbackList` that is calling a hook of a callback.
 
     Args:
-        callback: A Keras callback, whose hook is running.
+        callback: A Keras callback whose hook is running.
 
     Returns:
-        The `CallbackList`, or `None` if somebody else calls the hook: a loop of
-        one's own, or a callback that forwards its hooks.
+        The `CallbackList`, or `None` if the hook is called by a custom training
+        loop or by a callback that forwards its hooks.
     """
-    # Keras tells a callback nothing of its list. Only the call stack knows.
+    # Keras gives a callback no reference to its list. The call stack has one.
     frame = inspect.currentframe()
     while frame is not None:
-        # Of hooks alone: to look at the locals of `fit` keeps them, and the
-        # weights among them, for as long as it runs.
+        # Only frames of hooks: reading the locals of `fit` would keep them, and
+        # so a copy of the weights, alive until it returns.
         if frame.f_code.co_name.lstrip("_").startswith("on_"):
             caller = frame.f_locals.get("self")
             if isinstance(caller, keras.callbacks.CallbackList):
@@ -37,16 +37,16 @@ def move_forward(
     *,
     behind: Callable[[Any], bool] = lambda _: False,
 ) -> None:
-    """Move a callback to the head of a list, while Keras goes through it.
+    """Move a callback to the head of a list while Keras iterates over it.
 
-    A callback never moves backward, so Keras, which counts, skips nobody and
-    calls nobody twice.
+    Callbacks only move forward, so Keras, which iterates by index, skips none
+    and calls none twice.
 
     Args:
-        callback: A callback of the list, whose turn it is.
+        callback: The callback of the list whose hook is running.
         callbacks: `CallbackList.callbacks`.
-        behind: Function that tells of another callback at the head whether this
-            one comes after it.
+        behind: Function from a callback at the head of the list to a boolean,
+            whether `callback` must come after it.
     """
     own = next(i for i, other in enumerate(callbacks) if other is callback)
     place = 0

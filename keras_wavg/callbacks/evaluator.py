@@ -1,4 +1,4 @@
-"""The scores of the raw weights and of each average, side by side."""
+"""Evaluation of the raw weights and of each average in `fit`."""
 
 import contextlib
 import math
@@ -10,52 +10,54 @@ import keras
 
 from keras_wavg import arguments, swapping
 from keras_wavg.backend import (
-    attach_weights,
-    randomness_kept,
-    weights_survive,
+    preserved_random_state,
+    recovered_weights,
+    sync_weights,
 )
-from keras_wavg.callbacks.averaging import WeightAveraging
 from keras_wavg.callbacks.callback_list import calling_list, move_forward
+from keras_wavg.callbacks.weight_averaging import WeightAveraging
 
 
 class AverageEvaluator(keras.callbacks.Callback):
     """Evaluates the raw weights and each average at the end of an epoch.
 
-    The results go into the logs of the epoch, and so into `History`, as
-    `raw_val_loss`, `ema_val_loss`, and so on: the `name` of the average (and
-    the width of one of several in a `PowerEMA`), then what `validation_data`
-    would have given. Any callback can monitor them, wherever it is in the list:
-    the evaluator moves ahead of it. (Keras does not know of these
-    names whether less is better: pass `mode="min"` or `mode="max"`.)
+    The results are added to the logs of the epoch, and so to `History`, as
+    `raw_val_loss`, `ema_val_loss` and so on: the `name` of the average (with
+    the width, if a `PowerEMA` has several), then the name that a metric of
+    `validation_data` would have. Any callback can monitor them, at any place in
+    the list, because the evaluator moves ahead of it. Keras cannot infer from
+    these names whether lower is better: pass `mode="min"` or `mode="max"`.
 
-    What an epoch ends on is kept as if nobody had evaluated: weights, averages,
-    metrics, random seeds. So `ModelCheckpoint` and `EarlyStopping` save and
-    restore what the model holds: the average with `swap=True`, or the raw
-    weights if there is none. Monitor the score of that one.
+    Evaluation does not change weights, averages, metrics or random seeds. So
+    `ModelCheckpoint` and `EarlyStopping` save and restore what the model
+    holds: the average with `swap=True`, or the raw weights if no callback has
+    it. Monitor the score of those weights.
 
-    Before its first update there is no average, and its score is that of the
-    raw weights. (With NaN for a first value Keras' callbacks would find no
-    later one better.)
+    Before the first update of an average its score is that of the raw weights.
+    (If the first value were NaN, Keras' callbacks would treat no later value as
+    better.)
 
-    One evaluation takes as long as a validation. With `validation_data` the
-    average with `swap=True` is evaluated twice. The compiled test function of
-    the model serves all of them.
+    Each evaluation takes as long as a validation. With `validation_data` the
+    average with `swap=True` is evaluated twice. All evaluations use the
+    compiled test function of the model.
 
     Args:
-        x: Inputs, what `model.evaluate` takes and that can be gone through
-            again and again: arrays, a `keras.utils.PyDataset`, a
-            `tf.data.Dataset` or a `torch.utils.data.DataLoader`.
-        y: Targets, if they are not in `x`. Defaults to `None`.
+        x: Inputs that `model.evaluate` accepts and that can be iterated
+            repeatedly: arrays, a `keras.utils.PyDataset`, a `tf.data.Dataset`
+            or a `torch.utils.data.DataLoader`.
+        y: Targets, unless `x` contains them. Defaults to `None`.
         averages: List of averaging callbacks, such as `EMA` and `SWA`, which
-            are in the `callbacks` of the same `fit`.
-        sample_weight: See `model.evaluate`. Defaults to `None`.
-        batch_size: See `model.evaluate`. Defaults to `None`.
-        steps: See `model.evaluate`. Defaults to `None`.
-        every: Positive integer, epochs from one evaluation to the next. The
-            first epoch of a `fit` is always evaluated; in the epochs between
-            the results are NaN. Defaults to `1`.
-        name: String, what the data is called in the logs. Several evaluators
-            of one `fit` need different ones. Defaults to `"val"`.
+            are also in the `callbacks` of the same `fit`.
+        sample_weight: Array, see `model.evaluate`. Defaults to `None`.
+        batch_size: Positive integer, the size of the batches of arrays.
+            Defaults to `None`, which is 32.
+        steps: Positive integer, the number of batches. Defaults to `None`, all
+            batches.
+        every_epochs: Positive integer, the number of epochs between
+            evaluations. The first epoch of a `fit` is always evaluated. In
+            epochs without an evaluation the results are NaN. Defaults to `1`.
+        name: String, the name of the data in the logs. Several evaluators in
+            one `fit` must have different names. Defaults to `"val"`.
 
     Example:
 
@@ -74,9 +76,9 @@ class AverageEvaluator(keras.callbacks.Callback):
 
     Raises:
         ValueError: If `x`, `y` or `sample_weight` is an iterator, if
-            `averages` are not averaging callbacks of different names, if an
-            argument is out of its range. In `fit`, if an average is not in its
-            `callbacks`, or if there is another evaluator of the same name.
+            `averages` are not averaging callbacks with different names, or if
+            an argument is out of its range. In `fit`, if an average is not in
+            its `callbacks`, or if another evaluator has the same name.
     """
 
     def __init__(
@@ -88,12 +90,14 @@ class AverageEvaluator(keras.callbacks.Callback):
         sample_weight: Any = None,
         batch_size: int | None = None,
         steps: int | None = None,
-        every: int = 1,
+        every_epochs: int = 1,
         name: str = "val",
     ) -> None:
         super().__init__()
         self.averages = _checked(averages)
-        self.every = arguments.integer("every", every, at_least=1)
+        self.every_epochs = arguments.integer(
+            "every_epochs", every_epochs, at_least=1
+        )
         self.name = arguments.name(name, "val")
         self._data = {
             "x": arguments.repeatable("x", x),
@@ -108,18 +112,24 @@ class AverageEvaluator(keras.callbacks.Callback):
         }
         self._keys: list[str] = []
 
+    def __repr__(self) -> str:
+        return (
+            f"AverageEvaluator(averages={[a.name for a in self.averages]}, "
+            f"every_epochs={self.every_epochs}, name={self.name!r})"
+        )
+
     def on_train_begin(self, logs: Any = None) -> None:
-        """Move ahead of all callbacks but the averages."""
+        """Move ahead of all callbacks except the averages."""
         self._keys = []
         found = calling_list(self)
         if found is not None:
-            self._refuse_a_namesake(found.callbacks)
+            self._refuse_equal_names(found.callbacks)
             self._refuse_missing_averages(found.callbacks)
             move_forward(self, found.callbacks, behind=_is_average)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Evaluate, and put the results into `logs`."""
-        if self._keys and (epoch + 1) % self.every:
+        """Evaluate, and add the results to `logs`."""
+        if self._keys and (epoch + 1) % self.every_epochs:
             results = dict.fromkeys(self._keys, math.nan)
         else:
             results = self._results()
@@ -129,29 +139,29 @@ class AverageEvaluator(keras.callbacks.Callback):
 
     def _results(self) -> dict[str, Any]:
         results = {}
-        attach_weights(self.model)
+        sync_weights(self.model)
         with (
             _undisturbed(self.model),
-            swapping.holding_raw(self.model.weights),
+            swapping.raw_swapped_in(self.model.weights),
         ):
             raw = self._evaluate()
             results["raw"] = raw
             for average in self.averages:
                 exists = average._average() is not None
-                for name, applied in average.contexts().items():
+                for name, applied in average._contexts().items():
                     results[name] = raw
                     if exists:
                         with applied():
                             results[name] = self._evaluate()
         return {
-            f"{whose}_{self.name}_{metric}": value
-            for whose, metrics in results.items()
+            f"{name}_{self.name}_{metric}": value
+            for name, metrics in results.items()
             for metric, value in metrics.items()
         }
 
     def _evaluate(self) -> Any:
-        with weights_survive(self.model), warnings.catch_warnings():
-            # Keras warns of any end of data whose length it did not know.
+        with recovered_weights(self.model), warnings.catch_warnings():
+            # Keras warns at the end of all data of unknown length.
             if self._data["steps"] is None:
                 warnings.filterwarnings("ignore", "Your input ran out of data")
             return self.model.evaluate(
@@ -167,17 +177,16 @@ class AverageEvaluator(keras.callbacks.Callback):
         if missing:
             raise ValueError(
                 "`averages` must be in the `callbacks` of the same `fit`. "
-                f"Received: {_named(missing)}, which "
-                f"{'is' if len(missing) == 1 else 'are'} not in them. Write "
+                f"Received: {_named(missing)}, not in `callbacks`. Write "
                 "`callbacks=[average, evaluator]`."
             )
 
-    def _refuse_a_namesake(self, callbacks: Sequence[Any]) -> None:
+    def _refuse_equal_names(self, callbacks: Sequence[Any]) -> None:
         names = [c.name for c in callbacks if isinstance(c, AverageEvaluator)]
         if names.count(self.name) > 1:
             raise ValueError(
-                "Several evaluators of one `fit` must have different names, "
-                "by which the logs tell them apart. Received: several with "
+                "Several evaluators in one `fit` must have different names, "
+                "which identify them in the logs. Received: several with "
                 f"name='{self.name}'. Pass `name=` to each."
             )
 
@@ -194,11 +203,11 @@ def _checked(averages: Any) -> list[WeightAveraging]:
             "`averages` must be averaging callbacks, such as `EMA`. "
             f"Received: {others[0]!r}"
         )
-    names = ["raw", *(n for average in averages for n in average.contexts())]
+    names = ["raw", *(n for average in averages for n in average._contexts())]
     if len(set(names)) < len(names):
         raise ValueError(
-            "`averages` must have different names, by which the logs tell them "
-            "apart, and none may be 'raw'. Received: "
+            "`averages` must have different names, which identify them in the "
+            "logs, and none may be 'raw'. Received: "
             f"{_named(averages)}. Pass `name=` to each."
         )
     return list(averages)
@@ -217,7 +226,7 @@ def _is_average(callback: Any) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed(model: Any) -> Iterator[None]:
-    """Context after which metrics and random seeds are what they were."""
+    """Context that does not change metrics and random seeds."""
     weights = set(map(id, model.weights))
     variables = [
         variable
@@ -226,7 +235,7 @@ def _undisturbed(model: Any) -> Iterator[None]:
     ]
     before = [keras.ops.copy(variable.value) for variable in variables]
     try:
-        with randomness_kept():
+        with preserved_random_state():
             yield
     finally:
         for variable, value in zip(variables, before, strict=True):

@@ -9,48 +9,53 @@ from typing import Any
 from keras_wavg import arguments, swapping
 from keras_wavg.arguments import Include
 from keras_wavg.averages.members import Ensemble
-from keras_wavg.backend import require_readable, weights_survive
-from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.backend import recovered_weights, require_readable
+from keras_wavg.callbacks.weight_averaging import WeightAveraging
 from keras_wavg.ensemble import mean_prediction
-from keras_wavg.plan import Plan
 from keras_wavg.sampling import EverySteps
 
 
 class FGE(WeightAveraging):
     """Fast geometric ensembling: an ensemble from the cycles of one training.
 
-    The weights at the minimum of each cycle of a triangular learning rate,
-    `cycle_steps / 2` optimizer steps into it, become a member of an ensemble
-    whose predictions are averaged. Give the optimizer
-    `keras_wavg.TriangularLearningRate` with the same `cycle_steps`: this
-    callback never touches the learning rate.
+    With a triangular cyclic learning rate, the weights at the minimum of each
+    cycle, `cycle_steps / 2` optimizer steps after its start, become a member of
+    an ensemble, whose predictions are averaged. Give the optimizer
+    `keras_wavg.CyclicLearningRate(..., shape="triangle")` with the same
+    `cycle_steps`. The callback does not change the learning rate.
 
-    The weights in the model stay raw. The mean of the members' weights, which
-    is SWA's solution for the same run, is available by `apply()`, `restore()`,
-    `applied()`, `get_weights()` and `save_weights()`, as with `SWA`.
+    `fit` leaves the raw weights in the model: there is no `swap` argument. The
+    mean of the members' weights, which is SWA's solution for the same run, is
+    available with `apply()`, `restore()`, `applied()`, `get_weights()` and
+    `save_weights()`, as with `SWA`.
 
     Memory: a copy of the weights for each member and one for the mean, in host
-    memory, and in the files that Keras writes of the model. With `folder`
-    members are plain weights files there, and memory and Keras' files have the
-    mean alone. Training goes on exactly from either.
+    memory and in the files that Keras saves; the device stores nothing, so
+    there is no `device` argument. With `member_dir` members are weights files
+    in that directory, and memory and Keras' files contain only the mean.
+    Training resumes exactly in both cases.
 
     Args:
-        cycle_steps: Even integer of at least 2, the optimizer steps of a cycle.
-        start: Integer, the optimizer step at which the first cycle begins.
-            Defaults to `0`.
-        folder: String or `pathlib.Path`. Members are written to
-            `member_0001.weights.h5` and so on, each whole or not at all, over
-            what is there. Defaults to `None`.
-        include: See `SWA`. What is left out is, in each member, what the model
-            holds when it predicts (with `folder`: what it held). Defaults to
-            `None`.
-        name: See `SWA`. Defaults to `"fge"`.
+        cycle_steps: Even integer >= 2, the number of optimizer steps in a
+            cycle.
+        start_step: Non-negative integer, the optimizer step at which the first
+            cycle starts. Defaults to `0`.
+        member_dir: String or `pathlib.Path` of a directory, to which members
+            are written atomically as `member_0001.weights.h5` and so on.
+            Existing files are replaced. Defaults to `None`, host memory.
+        include: String, function or `None`. See `EMA`. Excluded weights have,
+            in each member, the values that the model holds when it predicts
+            (with `member_dir`: those it held when the member was saved).
+            Defaults to `None`, every weight.
+        name: String. See `EMA`. Defaults to `"fge"`.
 
     Example:
 
     >>> import keras, numpy, keras_wavg
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    >>> cycle = keras_wavg.TriangularLearningRate(0.1, 0.01, cycle_steps=4)
+    >>> cycle = keras_wavg.CyclicLearningRate(
+    ...     0.1, 0.01, cycle_steps=4, shape="triangle"
+    ... )
     >>> model.compile(keras.optimizers.SGD(cycle), "mse")
     >>> x, y = numpy.ones((64, 2)), numpy.ones((64, 1))
     >>> fge = keras_wavg.FGE(cycle_steps=4)
@@ -72,87 +77,89 @@ class FGE(WeightAveraging):
         self,
         cycle_steps: int,
         *,
-        start: int = 0,
-        folder: str | os.PathLike[str] | None = None,
+        start_step: int = 0,
+        member_dir: str | os.PathLike[str] | None = None,
         include: Include = None,
         name: str | None = None,
     ) -> None:
         self.cycle_steps = arguments.even("cycle_steps", cycle_steps)
-        self.start = arguments.integer("start", start, at_least=0)
-        self.folder = folder
-        plan = Plan(
-            name=arguments.name(name, "fge"),
-            method=Ensemble(None if folder is None else Path(folder)),
-            sampling=EverySteps(
-                self.cycle_steps,
-                self.start,
-                head_start=self.cycle_steps // 2,
-            ),
-            include=arguments.include(include),
+        self.start_step = arguments.integer(
+            "start_step", start_step, at_least=0
         )
-        super().__init__(plan, swap=False)
+        self.member_dir = None if member_dir is None else Path(member_dir)
+        super().__init__(
+            Ensemble(self.member_dir),
+            EverySteps(
+                self.cycle_steps,
+                self.start_step,
+                phase=self.cycle_steps // 2,
+            ),
+            include=include,
+            swap=False,
+            name=name,
+        )
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begin, unless files of members could not be written."""
+        """Start, and check that members can be written."""
         super().on_train_begin(logs)
-        if self.folder is not None:
+        if self.member_dir is not None:
             require_readable(self.model)
 
     @property
     def members(self) -> int:
         """The number of members so far."""
-        shadow = self._average()
-        return 0 if shadow is None else shadow.steps
+        averaged = self._average()
+        return 0 if averaged is None else averaged.steps
 
     @contextlib.contextmanager
     def member(self, index: int) -> Iterator[None]:
         """Context in which the model holds a member.
 
-        Afterwards the model holds what it held before, bit for bit. Do not
-        train in it.
+        On exit the model holds what it held on entry, bit for bit. Do not train
+        the model in the context.
 
         Args:
-            index: Integer from 0 on, the oldest first.
+            index: Integer from 0, the oldest member first.
 
         Yields:
             `None`.
 
         Raises:
             ValueError: If there is no such member.
-            FileNotFoundError: If its file is gone.
+            FileNotFoundError: If its file is missing.
         """
-        shadow = self._required_average()
-        if index not in range(shadow.steps):
+        averaged = self._required_average()
+        if index not in range(averaged.steps):
             raise ValueError(
-                f"`index` must be in the range [0, {shadow.steps}), there are "
-                f"{shadow.steps} members. Received: index={index!r}"
+                f"`index` must be less than the number of members, "
+                f"{averaged.steps}, and not negative. Received: index={index!r}"
             )
-        variables, values = shadow.averages.member(self.model, index)
+        variables, values = averaged.averages.member(self.model, index)
         with (
-            swapping.holding(variables, values),
-            weights_survive(self.model),
+            swapping.swapped_in(variables, values),
+            recovered_weights(self.model),
         ):
             yield
 
     def predict(self, x: Any, *, verbose: Any = "auto", **options: Any) -> Any:
-        """The mean of what the members predict.
+        """Return the mean prediction of the members.
 
-        What the model outputs is averaged: let it end in a softmax for a mean
-        of probabilities.
+        The outputs of the model are averaged. For a mean of probabilities, end
+        the model with a softmax.
 
         Args:
-            x: What `model.predict` takes, and that can be gone through again
-                and again.
+            x: Inputs that `model.predict` accepts and that can be iterated
+                repeatedly.
             verbose: `"auto"` or 1 for a progress bar, 0 for none. Defaults to
                 `"auto"`.
-            **options: What else `model.predict` takes.
+            **options: Other arguments of `model.predict`.
 
         Returns:
             NumPy array(s), as `model.predict` returns.
 
         Raises:
             ValueError: If there is no member yet, or if `x` is an iterator.
-            FileNotFoundError: If the file of a member is gone.
+            FileNotFoundError: If the file of a member is missing.
         """
         self._required_average()
         members = [self.member(index) for index in range(self.members)]

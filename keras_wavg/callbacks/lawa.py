@@ -1,11 +1,11 @@
 """Latest weight averaging."""
 
-from typing import Any
+from typing import Unpack
 
 from keras_wavg import arguments
-from keras_wavg.arguments import Include
-from keras_wavg.averages.window import LatestMean
-from keras_wavg.callbacks.epochs import EpochAveraging
+from keras_wavg.averages.latest_mean import LatestMean
+from keras_wavg.callbacks.epoch_averaging import EpochAveraging
+from keras_wavg.callbacks.manual_averaging import AveragingOptions
 
 
 class LAWA(EpochAveraging):
@@ -13,27 +13,28 @@ class LAWA(EpochAveraging):
 
         average = (w[n] + w[n - 1] + ... + w[n - window + 1]) / window
 
-    and the mean of all samples while there are fewer. A sample is the weights
-    at the end of an epoch, or of `every_steps` optimizer steps. Unlike `SWA` it
-    forgets, so it can run from the first epoch on; unlike `EMA` it forgets all
-    at once.
+    or the mean of all samples while there are fewer. A sample is the weights
+    at the end of an epoch, or after `every_steps` optimizer steps. Unlike
+    `SWA` it forgets old samples, so it can run from the first epoch. Unlike
+    `EMA` it forgets a sample at once.
 
     Memory: `window` copies of the weights in float32 and their mean, in host
-    memory, nothing on the device. A file that Keras writes of the model grows
-    by as much, and training goes on from it exactly.
+    memory; the device stores nothing, so there is no `device` argument. Files
+    that Keras saves grow by the same amount, and training resumes exactly.
 
-    All else is as with `SWA`.
+    In all other respects it works like `SWA`.
 
     Args:
-        window: Positive integer, the most samples in the mean. Defaults to
-            `10`.
-        every: See `SWA`. Defaults to `1`.
-        every_steps: See `SWA`. Defaults to `None`.
-        start_epoch: See `SWA`. Defaults to `0`.
-        bn_data: See `SWA`. Defaults to `None`.
-        swap: See `SWA`. Defaults to `True`.
-        include: See `SWA`. Defaults to `None`.
-        name: See `SWA`. Defaults to `"lawa"`.
+        window: Positive integer, the largest number of samples in the mean.
+            Defaults to `10`.
+        every_epochs: Positive integer, the number of epochs between samples.
+            Defaults to `1`.
+        every_steps: Positive integer, the number of optimizer steps between
+            samples, which replaces the epochs. Defaults to `None`.
+        start_epoch: Non-negative integer, the first epoch that counts, from
+            0. Defaults to `0`.
+        **options: `include`, `swap`, `name`, `batch_norm_data` and
+            `batch_norm_steps`, see `EMA`. `name` defaults to `"lawa"`.
 
     Example:
 
@@ -55,22 +56,16 @@ class LAWA(EpochAveraging):
         self,
         window: int = 10,
         *,
-        every: int = 1,
+        every_epochs: int = 1,
         every_steps: int | None = None,
         start_epoch: int = 0,
-        bn_data: Any = None,
-        swap: bool = True,
-        include: Include = None,
-        name: str | None = None,
+        **options: Unpack[AveragingOptions],
     ) -> None:
         self.window = arguments.integer("window", window, at_least=1)
         super().__init__(
             LatestMean(self.window),
             start_epoch=start_epoch,
-            every=every,
+            every_epochs=every_epochs,
             every_steps=every_steps,
-            bn_data=bn_data,
-            swap=swap,
-            include=include,
-            name=name,
+            **options,
         )

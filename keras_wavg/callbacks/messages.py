@@ -1,66 +1,71 @@
-"""What an averaging callback refuses, and what it warns of."""
+"""Errors and warnings of the averaging callbacks."""
 
 import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from keras_wavg.backend import without_parameters
+from keras_wavg.backend import paths_without_parameters
 from keras_wavg.callbacks.callback_list import calling_list
-from keras_wavg.running import RunningAverage
+from keras_wavg.model_average import ModelAverage
 from keras_wavg.warning import warn
 
 
-def refuse_no_model(callback: Any) -> NoReturn:
-    """Refuse to do anything before there is a model."""
-    raise ValueError(
-        f"`{_class(callback)}` needs a model. Received: none. Pass the "
-        "callback to `fit`, or call `set_model(model)`."
-    )
+def require_model(callback: Any, current: ModelAverage | None) -> ModelAverage:
+    """Return the average of the current model.
+
+    Raises:
+        ValueError: If no model was set.
+    """
+    if current is None:
+        raise ValueError(
+            f"`{_class(callback)}` needs a model. Received: none. Pass the "
+            "callback to `fit`, or call `set_model(model)`."
+        )
+    return current
 
 
 def refuse_lost_parameters(model: Any) -> None:
-    """Refuse a model that an optimizer trains in other tensors than its own.
+    """Refuse a model whose weights are not what the optimizer trains.
 
     Raises:
         ValueError: If `fully_shard` of torch replaced its parameters.
     """
-    paths = without_parameters(model) if model.built else []
+    paths = paths_without_parameters(model) if model.built else []
     if paths:
         raise ValueError(
             "The parameters that an optimizer trains must be the weights of "
             "the model. Received: a model after `fully_shard`, which made new "
-            f"parameters of {len(paths)} weights, '{paths[0]}' the first, "
-            "while Keras goes on with the old tensors. Use "
-            "`DistributedDataParallel`, or let the variables follow the "
-            "parameters, as the README shows."
+            f"parameters for {len(paths)} weights (the first is '{paths[0]}') "
+            "while Keras still uses the old tensors. Use "
+            "`DistributedDataParallel`, or assign the new parameters to the "
+            "variables, as the guide shows."
         )
 
 
 def refuse_no_average(callback: Any) -> NoReturn:
-    """Refuse to show an average before the first update."""
+    """Refuse to return an average before the first update."""
     raise ValueError(
         f"`{_class(callback)}` has no average before the first update. "
         "Received: no update of this model so far, with "
-        f"{_timing(callback)}. Train longer, or take the weights of the model "
-        "itself."
+        f"{_timing(callback)}. Train longer, or use the weights of the model."
     )
 
 
 def refuse_the_name(name: str) -> NoReturn:
-    """Refuse a second average of one name."""
+    """Refuse a second average with the same name."""
     raise ValueError(
-        "The averages of one model must have different names, by which files "
-        f"tell them apart. Received: several with name='{name}'. Pass `name=` "
-        "to each."
+        "The averages of a model must have different names, which identify "
+        f"them in saved files. Received: several with name='{name}'. Pass "
+        "`name=` to each."
     )
 
 
 def refuse_rivals(callback: Any, averages: Sequence[Any]) -> None:
-    """Refuse a second average in the model, or of the same name.
+    """Refuse a second average that is swapped in or has the same name.
 
     Args:
-        callback: One that begins to work.
-        averages: All averaging callbacks of its list, itself among them.
+        callback: The callback whose hook is called.
+        averages: All averaging callbacks of its list, including itself.
     """
     swapping = [average for average in averages if average.swap]
     if len(swapping) > 1:
@@ -75,7 +80,7 @@ def refuse_rivals(callback: Any, averages: Sequence[Any]) -> None:
 
 
 def require_thread(callback: Any, thread: int) -> None:
-    """Refuse hooks from another thread than the one that began."""
+    """Refuse hooks that are called from another thread than the first."""
     if threading.get_ident() != thread:
         name = _class(callback)
         if calling_list(callback) is not callback._list:
@@ -91,35 +96,35 @@ def require_thread(callback: Any, thread: int) -> None:
         )
 
 
-def warn_of_no_average(callback: Any, running: RunningAverage) -> None:
-    """Warn that a training was too short."""
+def warn_of_no_average(callback: Any, average: ModelAverage) -> None:
+    """Warn that training was too short for an update."""
     warn(
         f"`{_class(callback)}` made no average: `fit` ended after "
-        f"{running.epochs} epochs and {running.clock.now} optimizer steps. "
+        f"{average.epochs} epochs and {average.clock.now} optimizer steps. "
         f"Received: {_timing(callback)}. Lower them or train longer. The model "
         "keeps its raw weights.",
     )
 
 
 def warn_of_elements(callback: Any, paths: Sequence[str]) -> None:
-    """Warn that some elements are not averaged any more."""
+    """Warn that some elements are no longer averaged."""
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     warn(
         f"The weight '{paths[0]}'{more} has elements that are NaN or infinite. "
-        f"The average of these elements in `{_class(callback)}` is of the "
-        "steps at which they were finite.",
+        f"In `{_class(callback)}` the average of these elements includes only "
+        "the steps at which they were finite.",
     )
 
 
 def warn_of_ema_of_keras(callback: Any) -> None:
-    """Warn of a second average, that the optimizer of Keras keeps."""
+    """Warn of a second average, kept by the optimizer of Keras."""
     optimizer = getattr(callback.model, "optimizer", None)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if getattr(inner, "use_ema", False):
         warn(
             f"The optimizer must not have `use_ema=True` beside "
-            f"`{_class(callback)}`: it overwrites the weights with an average "
-            "of its own when `fit` ends. Received: "
+            f"`{_class(callback)}`: the optimizer overwrites the weights with "
+            "its own average when `fit` ends. Received: "
             f"optimizer={type(inner).__name__}(use_ema=True).",
         )
 
@@ -129,6 +134,12 @@ def _class(callback: Any) -> str:
 
 
 def _timing(callback: Any) -> str:
-    names = ["start", "start_epoch", "every", "every_steps", "cycle_steps"]
+    names = [
+        "start_step",
+        "start_epoch",
+        "every_epochs",
+        "every_steps",
+        "cycle_steps",
+    ]
     times = {name: getattr(callback, name, None) for name in names}
     return ", ".join(f"{k}={v}" for k, v in times.items() if v is not None)

@@ -5,52 +5,52 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy
 
 from keras_wavg import arguments
-from keras_wavg.arguments import Include
 from keras_wavg.averages.scheduled import Scheduled
 from keras_wavg.backend import require_readable
-from keras_wavg.callbacks.averaging import WeightAveraging
-from keras_wavg.plan import Plan
+from keras_wavg.callbacks.manual_averaging import AveragingOptions
+from keras_wavg.callbacks.weight_averaging import WeightAveraging
 from keras_wavg.profile import Profile, exponent_from_sigma_rel
 from keras_wavg.sampling import EverySteps
 from keras_wavg.schedules import Power
 
 
 class PowerEMA(WeightAveraging):
-    """Power-function averages of the weights, for a horizon chosen afterwards.
+    """Power-function averages, whose width can be chosen after training.
 
-    The share of step s in the average after t steps is in proportion to
-    `s**gamma`. So its width is always the same share of the training, and there
-    is nothing to tune to its length. After `k` more steps,
+    The coefficient of step s in the average after t steps is proportional to
+    `s**gamma`. So the width of the average is a constant fraction of the
+    training, and does not need to be tuned to its length. An update after `k`
+    more steps is
 
         average += (1 - (1 - k / t) ** (gamma + 1)) * (weights - average)
 
-    which is exact for any `k`. `sigma_rel` is the standard deviation of the
-    age, by t.
+    which is exact for any `k`. `sigma_rel` is the standard deviation of the age
+    of the samples, divided by t.
 
-    Of one training with two such averages and snapshots of them,
-    `keras_wavg.synthesize` makes the average of any other width.
+    From snapshots of two such averages, `keras_wavg.synthesize` computes the
+    average of any other width after training.
 
     Args:
-        sigma_rel: Float or sequence of floats in [1e-9, 1 / sqrt(12)].
-            The first is the average that is in the model for validation, and of
-            which `get_weights` and `save_weights` speak by default. Defaults
-            to `(0.05, 0.1)`.
-        every: See `EMA`. Defaults to `1`.
-        snapshots: Folder, made if it is missing, for a `.weights.h5` of each
-            average at the end of an epoch, named
-            `sigma_<width>-<epoch>.weights.h5`. It carries its `Profile`.
-            Defaults to `None`.
-        snapshot_every: Positive integer, epochs from one snapshot to the next.
-            Defaults to `1`.
-        swap: See `EMA`. Defaults to `True`.
-        include: See `EMA`. Defaults to `None`.
-        name: See `EMA`. Defaults to `"power_ema"`.
-        device: See `EMA`. Defaults to `None`.
+        sigma_rel: Float or sequence of floats in [1e-9, 1 / sqrt(12)], the
+            widths. The first is the average that is in the model for
+            validation, and the default of `get_weights` and `save_weights`.
+            Defaults to `(0.05, 0.1)`.
+        every_steps: Positive integer, the number of optimizer steps between
+            updates. Defaults to `1`.
+        snapshot_dir: String or `pathlib.Path` of the directory for snapshots,
+            which is created if it does not exist. Each average is saved as
+            `sigma_<width>-<epoch>.weights.h5`, which contains its `Profile`.
+            Defaults to `None`, no snapshots.
+        snapshot_every_epochs: Positive integer, the number of epochs between
+            snapshots. Defaults to `1`.
+        device: `None` or `"cpu"`. See `EMA`. Defaults to `None`.
+        **options: `include`, `swap`, `name`, `batch_norm_data` and
+            `batch_norm_steps`, see `EMA`. `name` defaults to `"power_ema"`.
 
     Example:
 
@@ -75,84 +75,88 @@ class PowerEMA(WeightAveraging):
         self,
         sigma_rel: float | Sequence[float] = (0.05, 0.1),
         *,
-        every: int = 1,
-        snapshots: str | os.PathLike[str] | None = None,
-        snapshot_every: int = 1,
-        swap: bool = True,
-        include: Include = None,
-        name: str | None = None,
+        every_steps: int = 1,
+        snapshot_dir: str | os.PathLike[str] | None = None,
+        snapshot_every_epochs: int = 1,
         device: str | None = None,
+        **options: Unpack[AveragingOptions],
     ) -> None:
         self.sigma_rel = _widths(sigma_rel)
-        self.every = arguments.integer("every", every, at_least=1)
-        self.snapshots = None if snapshots is None else Path(snapshots)
-        self.snapshot_every = arguments.integer(
-            "snapshot_every", snapshot_every, at_least=1
+        self.every_steps = arguments.integer(
+            "every_steps", every_steps, at_least=1
         )
+        self.snapshot_dir = None if snapshot_dir is None else Path(snapshot_dir)
+        self.snapshot_every_epochs = arguments.integer(
+            "snapshot_every_epochs", snapshot_every_epochs, at_least=1
+        )
+        self.device = arguments.device(device)
         exponents = map(exponent_from_sigma_rel, self.sigma_rel)
         self._method = Scheduled(
-            tuple(map(Power, exponents)), device=arguments.device(device)
+            tuple(map(Power, exponents)), device=self.device
         )
-        plan = Plan(
-            name=arguments.name(name, "power_ema"),
-            method=self._method,
-            sampling=EverySteps(self.every),
-            include=arguments.include(include),
+        super().__init__(
+            self._method,
+            EverySteps(self.every_steps),
+            **options,
         )
-        super().__init__(plan, swap=swap)
 
     def profile(self, sigma_rel: float | None = None) -> Profile:
-        """What an average is made of.
+        """Return the coefficient of each past step in an average.
 
         Args:
-            sigma_rel: Float, which of the averages. Defaults to the first.
+            sigma_rel: Float, one of the widths. Defaults to `None`, the first.
 
         Returns:
             A `keras_wavg.Profile`.
 
         Raises:
-            ValueError: If there is no average yet, or none of that width.
+            ValueError: If there is no average yet, or none of this width.
         """
         index = self._index(sigma_rel)
         self._required_average()
-        times, now = self._running.samples()
+        times, now = self._model_average.samples()
         return self._method.profile(times, now, index)
 
     def get_weights(
         self, sigma_rel: float | None = None
     ) -> list[numpy.ndarray]:
-        """The weights of an average, see `EMA.get_weights`.
+        """Return the weights of an average. See `EMA.get_weights`.
 
         Args:
-            sigma_rel: Float, which of the averages. Defaults to the first.
+            sigma_rel: Float, one of the widths. Defaults to `None`, the first.
 
         Returns:
             A list of NumPy arrays in the order of `model.get_weights()`.
 
         Raises:
-            ValueError: If there is no average yet, or none of that width.
+            ValueError: If there is no average yet, or none of this width.
         """
         index = self._index(sigma_rel)
         if not index:
             return super().get_weights()
-        shadow = self._required_average()
-        return shadow.get_weights(shadow.averages.read(index))
+        averaged = self._required_average()
+        averages = averaged.averages.read(index)
+        if self._statistics is not None:
+            measured = self._statistics.variables(self.model, self.include)
+            with self.applied(sigma_rel):
+                averages = averaged.with_values_of(measured, averages)
+        return averaged.get_weights(averages)
 
     def save_weights(
         self,
         filepath: str | os.PathLike[str],
         sigma_rel: float | None = None,
     ) -> None:
-        """Save the weights of an average alone, see `EMA.save_weights`.
+        """Save only the weights of an average. See `EMA.save_weights`.
 
         Args:
             filepath: String or `pathlib.Path` that ends in `.weights.h5`.
-            sigma_rel: Float, which of the averages. Defaults to the first.
+            sigma_rel: Float, one of the widths. Defaults to `None`, the first.
 
         Raises:
-            ValueError: If the file name ends otherwise, if there is no average
-                yet, or none of that width.
-            FileNotFoundError: If the folder does not exist.
+            ValueError: If the file name has another ending, if there is no
+                average yet, or none of this width.
+            FileNotFoundError: If the directory does not exist.
         """
         self._save(
             filepath,
@@ -164,16 +168,18 @@ class PowerEMA(WeightAveraging):
     def applied(self, sigma_rel: float | None = None) -> Iterator[None]:
         """Context in which the model holds an average.
 
-        Afterwards the model holds what it held before, bit for bit.
+        On exit the model holds what it held on entry, bit for bit. With
+        `batch_norm_data`, statistics of all but the first average are measured
+        each time.
 
         Args:
-            sigma_rel: Float, which of the averages. Defaults to the first.
+            sigma_rel: Float, one of the widths. Defaults to `None`, the first.
 
         Yields:
             `None`.
 
         Raises:
-            ValueError: If there is no model, no average of that width, or, for
+            ValueError: If there is no model, no average of this width, or, for
                 any but the first width, no average yet.
         """
         index = self._index(sigma_rel)
@@ -181,49 +187,44 @@ class PowerEMA(WeightAveraging):
             with super().applied():
                 yield
             return
-        shadow = self._required_average()
-        with shadow.applied(shadow.averages.read(index)):
+        averaged = self._required_average()
+        with averaged.applied(averaged.averages.read(index)):
+            if self._statistics is not None:
+                self._statistics.measure(self.model)
             yield
 
-    def contexts(self) -> dict[str, Callable[[], Any]]:
-        """The averages, by the name and, if there are several, the width.
-
-        Returns:
-            See `EMA.contexts`.
-        """
+    def _contexts(self) -> dict[str, Callable[[], Any]]:
         if len(self.sigma_rel) == 1:
-            return super().contexts()
+            return super()._contexts()
         return {
             f"{self.name}_{width}": functools.partial(self.applied, width)
             for width in self.sigma_rel
         }
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begin, unless snapshots could not be written."""
+        """Start, and check that snapshots can be written."""
         super().on_train_begin(logs)
-        if self.snapshots is not None:
+        if self.snapshot_dir is not None:
             require_readable(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write the snapshots that are due."""
+        """Save the snapshots that are due."""
         super().on_epoch_end(epoch, logs)
-        if self.snapshots is None or self._average() is None:
+        if self.snapshot_dir is None or self._average() is None:
             return
-        if self._running.epochs % self.snapshot_every == 0:
-            self.snapshots.mkdir(parents=True, exist_ok=True)
+        epochs = self._model_average.epochs
+        if epochs % self.snapshot_every_epochs == 0:
+            self.snapshot_dir.mkdir(parents=True, exist_ok=True)
             for sigma_rel in self.sigma_rel:
-                self._write_snapshot(self.snapshots, sigma_rel)
-
-    def _write_snapshot(self, folder: Path, sigma_rel: float) -> None:
-        name = f"sigma_{sigma_rel}-{self._running.epochs:05}.weights.h5"
-        self.save_weights(folder / name, sigma_rel)
+                name = f"sigma_{sigma_rel}-{epochs:05}.weights.h5"
+                self.save_weights(self.snapshot_dir / name, sigma_rel)
 
     def _index(self, sigma_rel: float | None) -> int:
         chosen = self.sigma_rel[0] if sigma_rel is None else sigma_rel
         if chosen not in self.sigma_rel:
             raise ValueError(
                 f"`sigma_rel` must be one of {list(self.sigma_rel)}. Received: "
-                f"sigma_rel={sigma_rel!r}. `keras_wavg.synthesize` makes "
+                f"sigma_rel={sigma_rel!r}. `keras_wavg.synthesize` computes "
                 "averages of other widths from snapshots."
             )
         return self.sigma_rel.index(chosen)
@@ -238,5 +239,5 @@ def _widths(sigma_rel: float | Sequence[float]) -> tuple[float, ...]:
             f"sigma_rel={sigma_rel!r}"
         )
     for width in many:
-        exponent_from_sigma_rel(width)  # refuses what is none
+        exponent_from_sigma_rel(width)  # raises if out of range
     return tuple(map(float, many))

@@ -1,10 +1,10 @@
-"""Training that goes on from a file."""
+"""Resuming training from a file."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from keras_wavg.callbacks.averaging import WeightAveraging
+from keras_wavg.callbacks.weight_averaging import WeightAveraging
 
 
 def resume(
@@ -12,17 +12,18 @@ def resume(
     filepath: str | os.PathLike[str],
     averages: Sequence[WeightAveraging],
 ) -> None:
-    """Load weights, optimizer and averages, to go on with the training.
+    """Load weights, optimizer and averages, to resume training.
 
-    The next `fit` continues as if the training had not been interrupted.
+    The next `fit` continues as if training had not been interrupted.
 
     Args:
-        model: A built and compiled Keras model, like the one that was saved.
-        filepath: String or `pathlib.Path`. What `model.save`,
-            `model.save_weights`, `ModelCheckpoint` or `OrbaxCheckpoint` wrote
-            of a model in whose `fit` there were averages.
+        model: A built and compiled Keras model with the architecture of the
+            saved one.
+        filepath: String or `pathlib.Path` of a file or directory that
+            `model.save`, `model.save_weights`, `ModelCheckpoint` or
+            `OrbaxCheckpoint` wrote while the model was trained with averages.
         averages: List of averaging callbacks, such as `EMA`, with the names
-            that they had then. Pass the same ones to `fit`.
+            that they had when the model was saved. Pass the same list to `fit`.
 
     Example:
 
@@ -34,18 +35,19 @@ def resume(
 
     Raises:
         ValueError: If the model is not built or not compiled, or if the file
-            is of another model or has another average of that name. Nothing
-            is changed then.
+            was saved from another model or with another kind of average of the
+            same name. The model is not changed then.
     """
     optimizer = getattr(model, "optimizer", None)
     if not model.built or optimizer is None:
         raise ValueError(
-            "`resume` needs a model that is built and compiled. Received: "
+            "`resume` needs a built and compiled model. Received: "
             f"model={model!r}, built={model.built}, optimizer={optimizer!r}. "
-            "Give it an `Input`, or call it on data, and call `compile`."
+            "Add an `Input` layer or call the model on data, and call "
+            "`compile`."
         )
     for average in averages:
         average.set_model(model)
-    # A new optimizer has no variables yet that could be loaded.
+    # A new optimizer has no variables to load into.
     optimizer.build(model.trainable_variables)
     model.load_weights(filepath)

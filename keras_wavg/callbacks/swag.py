@@ -1,50 +1,51 @@
-"""SWA-Gaussian: a distribution of weights around their average."""
+"""SWA-Gaussian: a Gaussian distribution of weights around their average."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import numpy
 
 from keras_wavg import arguments
-from keras_wavg.arguments import Include
 from keras_wavg.averages.gaussian import GaussianOfSamples
-from keras_wavg.backend import attach_weights, span_processes
-from keras_wavg.callbacks.epochs import EpochAveraging
+from keras_wavg.backend import span_processes, sync_weights
+from keras_wavg.callbacks.epoch_averaging import EpochAveraging
+from keras_wavg.callbacks.manual_averaging import AveragingOptions
 from keras_wavg.ensemble import mean_prediction
 
 
 class SWAG(EpochAveraging):
     """SWA-Gaussian: the mean of `SWA`, and a covariance around it.
 
-    From the samples at the ends of epochs, or of cycles, it keeps their mean,
+    From the samples at the ends of epochs or cycles, it computes their mean,
     the variance of each weight, and the `rank` latest deviations `D` of a
     sample from the mean of the samples up to it. A sample of the posterior is
 
         mean + sqrt(scale) * (sqrt(variance) * z1 + D @ z2 / sqrt(rank - 1))
 
     with standard normal `z1` (one for each weight) and `z2` (one for each
-    deviation); with `scale=0.5` it is the paper's. Moving statistics of
-    `BatchNormalization` have no noise: they are the mean's, or measured for
-    each sample with `bn_data`.
+    deviation). With `scale=0.5` it is that of the paper. Moving statistics of
+    `BatchNormalization` are not sampled: they are those of the mean, or
+    measured for each sample with `batch_norm_data`.
 
-    As an average it is `SWA`: its mean is in the model for validation and after
-    `fit`.
+    As an average it works like `SWA`: its mean is in the model for validation
+    and after `fit`.
 
-    Memory: `rank + 2` copies of the weights in float32, in host memory. A file
-    that Keras writes of the model grows by as much, and training goes on from
-    it exactly.
+    Memory: `rank + 2` copies of the weights in float32, in host memory; the
+    device stores nothing, so there is no `device` argument. Files that Keras
+    saves grow by the same amount, and training resumes exactly.
 
     Args:
-        start_epoch: See `SWA`. Defaults to `0`.
-        every: See `SWA`. Defaults to `1`.
-        every_steps: See `SWA`. Defaults to `None`.
-        rank: Integer of at least 2, the deviations that are kept. Defaults to
+        start_epoch: Non-negative integer, the first epoch that counts, from
+            0. Defaults to `0`.
+        every_epochs: Positive integer, the number of epochs between samples.
+            Defaults to `1`.
+        every_steps: Positive integer, the number of optimizer steps between
+            samples, which replaces the epochs. Defaults to `None`.
+        rank: Integer >= 2, the number of deviations that are kept. Defaults to
             `20`.
-        bn_data: See `SWA`. Defaults to `None`.
-        swap: See `SWA`. Defaults to `True`.
-        include: See `SWA`. Defaults to `None`.
-        name: See `SWA`. Defaults to `"swag"`.
+        **options: `include`, `swap`, `name`, `batch_norm_data` and
+            `batch_norm_steps`, see `EMA`. `name` defaults to `"swag"`.
 
     Example:
 
@@ -70,39 +71,34 @@ class SWAG(EpochAveraging):
         self,
         start_epoch: int = 0,
         *,
-        every: int = 1,
+        every_epochs: int = 1,
         every_steps: int | None = None,
         rank: int = 20,
-        bn_data: Any = None,
-        swap: bool = True,
-        include: Include = None,
-        name: str | None = None,
+        **options: Unpack[AveragingOptions],
     ) -> None:
         self.rank = arguments.integer("rank", rank, at_least=2)
         super().__init__(
             GaussianOfSamples(self.rank),
             start_epoch=start_epoch,
-            every=every,
+            every_epochs=every_epochs,
             every_steps=every_steps,
-            bn_data=bn_data,
-            swap=swap,
-            include=include,
-            name=name,
+            **options,
         )
 
     @contextlib.contextmanager
     def sample(self, scale: float = 0.5, *, seed: Any = None) -> Iterator[None]:
         """Context in which the model holds a sample of the posterior.
 
-        Afterwards the model holds what it held before, bit for bit. Do not
-        train in it.
+        On exit the model holds what it held on entry, bit for bit. Do not train
+        the model in the context.
 
         Args:
-            scale: Float, at least 0: what the covariance is multiplied by.
-                Defaults to `0.5`.
-            seed: Integer, or what else `numpy.random.default_rng` takes: the
-                same sample each time, on every backend. Defaults to `None`,
-                another one each time.
+            scale: Non-negative float, the factor of the covariance. Defaults to
+                `0.5`.
+            seed: Non-negative integer, or another seed that
+                `numpy.random.default_rng` accepts. A seed gives the same sample
+                each time, on every backend. Defaults to `None`, a new sample
+                each time.
 
         Example:
 
@@ -115,17 +111,17 @@ class SWAG(EpochAveraging):
             `None`.
 
         Raises:
-            ValueError: If there are fewer samples than `rank`, or if `scale` is
-                negative. If weights are of several processes together, and
+            ValueError: If there are fewer samples than `rank`, if `scale` is
+                negative, or if weights are sharded over several processes and
                 there is no `seed`.
         """
-        shadow = self._required_average()
+        averaged = self._required_average()
         self._require_seed(seed)
-        self._require_samples(shadow.steps)
+        self._require_samples(averaged.steps)
         factor = arguments.number("scale", scale, at_least=0)
-        with shadow.applied(shadow.averages.sample(factor, seed)):
-            if self.bn_data is not None:
-                self._measure()
+        with averaged.applied(averaged.averages.sample(factor, seed)):
+            if self._statistics is not None:
+                self._statistics.measure(self.model)
             yield
 
     def predict(
@@ -138,21 +134,21 @@ class SWAG(EpochAveraging):
         verbose: Any = "auto",
         **options: Any,
     ) -> Any:
-        """The mean of what models of sampled weights predict.
+        """Return the mean prediction of models with sampled weights.
 
-        What the model outputs is averaged: let it end in a softmax for a mean
-        of probabilities.
+        The outputs of the model are averaged. For a mean of probabilities, end
+        the model with a softmax.
 
         Args:
-            x: What `model.predict` takes, and that can be gone through again
-                and again.
+            x: Inputs that `model.predict` accepts and that can be iterated
+                repeatedly.
             samples: Positive integer, the number of models. Defaults to `30`.
-            scale: See `sample`. Defaults to `0.5`.
-            seed: Integer, or `None` for other samples each time. Defaults to
-                `None`.
+            scale: Non-negative float, see `sample`. Defaults to `0.5`.
+            seed: Non-negative integer. Defaults to `None`, new samples each
+                time.
             verbose: `"auto"` or 1 for a progress bar, 0 for none. Defaults to
                 `"auto"`.
-            **options: What else `model.predict` takes.
+            **options: Other arguments of `model.predict`.
 
         Returns:
             NumPy array(s), as `model.predict` returns.
@@ -162,7 +158,7 @@ class SWAG(EpochAveraging):
                 an iterator.
         """
         count = arguments.integer("samples", samples, at_least=1)
-        self._require_model()
+        _ = self._model_average
         self._require_seed(seed)
         seeds = numpy.random.SeedSequence(seed).spawn(count)
         members = [self.sample(scale, seed=seed) for seed in seeds]
@@ -171,11 +167,11 @@ class SWAG(EpochAveraging):
         )
 
     def _require_seed(self, seed: Any) -> None:
-        attach_weights(self.model)
+        sync_weights(self.model)
         if seed is None and span_processes(self.model.weights):
             raise ValueError(
-                "Where weights are of several processes together, all have to "
-                "draw the same sample. Received: seed=None. Pass the same "
+                "If weights are sharded over several processes, all processes "
+                "must draw the same sample. Received: seed=None. Pass the same "
                 "`seed` in each process."
             )
 
@@ -183,7 +179,6 @@ class SWAG(EpochAveraging):
         if samples < self.rank:
             raise ValueError(
                 "`rank` must not be greater than the number of samples. "
-                f"Received: rank={self.rank}, with {samples} samples of the "
-                "weights so far. Train longer, sample more often, or lower "
-                "`rank`."
+                f"Received: rank={self.rank}, after {samples} samples of the "
+                "weights. Train longer, sample more often, or lower `rank`."
             )

@@ -1,7 +1,7 @@
-"""The command `keras-wavg`: saved weights averaged, inspected and compared.
+"""The command `keras-wavg`: averages, inspects and compares saved weights.
 
-Exit codes: 0 done (`diff`: the weights are the same); 1 `diff` found that they
-are not; 2 wrong usage; 3 all else that is refused: a value, a file; 130 Ctrl-C.
+Exit codes: 0 success (`diff`: the weights are equal); 1 `diff`: the weights
+differ; 2 wrong usage; 3 any other error, in a value or a file; 130 Ctrl-C.
 """
 
 from typing import Annotated
@@ -15,8 +15,8 @@ from keras_wavg.cli.synthesize import synthesize
 
 app = typer.Typer(
     help="Average saved Keras weights, without Keras.",
-    epilog="Exit codes: 0 done (diff: same weights), 1 diff: other weights, "
-    "2 wrong usage, 3 all else that is refused: a value, a file, 130 Ctrl-C.",
+    epilog="Exit codes: 0 success (diff: equal weights), 1 diff: the weights "
+    "differ, 2 wrong usage, 3 any other error, 130 Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,8 +26,8 @@ for command in (average, synthesize, inspect, diff):
     app.command()(command)
 
 
-def _show_version(is_asked: bool) -> None:
-    if is_asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"keras-wavg {__version__}")
         raise typer.Exit
 

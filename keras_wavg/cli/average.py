@@ -1,4 +1,4 @@
-"""`keras-wavg average`."""
+"""The command `keras-wavg average`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from keras_wavg.cli.given import chosen_of, share_of, weights_of
+from keras_wavg.cli.parsing import parse_process, parse_weights, select_paths
 from keras_wavg.cli.terminal import (
     Json,
-    place,
-    progress_bar,
+    path_or_url,
     readable_errors,
     to_json,
+    verbosity,
 )
 
 if TYPE_CHECKING:
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
 
 def average(
     context: typer.Context,
-    paths: Annotated[
+    filepaths: Annotated[
         list[Path],
         typer.Argument(
-            parser=place,
-            help="Checkpoints, the oldest first, or one folder of them: files, "
-            "or folders of Orbax.",
-            metavar="FILES|FOLDER",
+            parser=path_or_url,
+            help="Checkpoints, the oldest first, or one directory of them. "
+            "Each is a file or an Orbax directory.",
+            metavar="FILES|DIRECTORY",
         ),
     ],
-    output: Annotated[
+    output_filepath: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
-            parser=place,
-            help="The file to write: .weights.h5, .weights.json or .keras. Of "
-            "folders of Orbax, it may be a folder.",
+            parser=path_or_url,
+            help="File to write: .weights.h5, .weights.json or .keras; for "
+            "Orbax checkpoints also a directory.",
         ),
     ],
     weights: Annotated[
         str,
         typer.Option(
-            help="Numbers such as 1,2,3; or uniform, ascending, ema:DECAY, "
-            "linear, cosine, 1-sqrt (a decay of the learning rate)."
+            help="Numbers such as 1,2,3, or a rule: uniform, ascending, "
+            "ema:DECAY, or linear, cosine, 1-sqrt, which emulate a decay of "
+            "the learning rate."
         ),
     ] = "uniform",
     normalize: Annotated[
@@ -52,49 +53,50 @@ def average(
     ] = True,
     steps: Annotated[
         str | None,
-        typer.Option(help="Of folders of Orbax: which steps, such as 10,20."),
+        typer.Option(help="Steps of each Orbax directory, such as 10,20."),
     ] = None,
     last: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a folder: how many of the latest."),
+        typer.Option(min=1, help="Select the latest from a directory."),
     ] = None,
     best: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a folder: how many of the best."),
+        typer.Option(min=1, help="Select the best from a directory."),
     ] = None,
-    metric: Annotated[str, typer.Option(help="By which metric.")] = "val_loss",
+    monitor: Annotated[
+        str, typer.Option(help="Metric for --best.")
+    ] = "val_loss",
     mode: Annotated[
         Literal["auto", "min", "max"],
-        typer.Option(help="Which values are good."),
+        typer.Option(help="Whether a lower or a higher metric is better."),
     ] = "auto",
-    until: Annotated[
-        int | None, typer.Option(help="The latest epoch that counts.")
+    until_epoch: Annotated[
+        int | None, typer.Option(help="Latest epoch to select from.")
     ] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(
-            help="How files are named: {epoch:02d}-{val_loss:.3f}.keras"
-        ),
+        typer.Option(help="File names, as {epoch:02d}-{val_loss:.3f}.keras"),
     ] = None,
-    log: Annotated[
+    csv_log: Annotated[
         Path | None, typer.Option(help="CSVLogger file with the metric.")
     ] = None,
     strict: Annotated[
         bool,
         typer.Option(
-            help="Refuse files with other variables, or average what all share."
+            help="Require the same variables in all files, or average those "
+            "that all have."
         ),
     ] = True,
     include: Annotated[
         str | None,
         typer.Option(
-            help="Average only variables whose path has this regular "
-            "expression in it; the rest is the last file's."
+            help="Regular expression, searched in the path of each variable. "
+            "Others are copied from the last file."
         ),
     ] = None,
     optimizer: Annotated[
         Literal["drop", "last"],
-        typer.Option(help="last: take over its state."),
+        typer.Option(help="last: copy its state from the last file."),
     ] = "drop",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
@@ -103,66 +105,73 @@ def average(
         int | None,
         typer.Option(
             min=0,
-            help="Of folders of Orbax that several processes average together: "
-            "the number of this one, from 0 on.",
+            help="Index of this process, if several average Orbax checkpoints "
+            "together.",
         ),
     ] = None,
-    of: Annotated[
-        int | None, typer.Option(min=1, help="How many processes there are.")
+    process_count: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done.")
+        bool, typer.Option("--dry-run", help="Show the report, write nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Average checkpoints into a new one."""
     with readable_errors(context):
-        chosen = chosen_of(
-            paths,
+        paths = select_paths(
+            filepaths,
             steps=steps,
             last=last,
             best=best,
-            metric=metric,
+            monitor=monitor,
             mode=mode,
-            until=until,
+            until_epoch=until_epoch,
             pattern=pattern,
-            log=log,
+            csv_log=csv_log,
         )
-        options: dict[str, Any] = {
-            "weights": weights_of(weights, len(chosen)),
-            "normalize": normalize,
-            "strict": strict,
-            "include": include,
-            "optimizer": optimizer,
-            "overwrite": overwrite,
-        }
-        share = share_of(process, of)
-        if dry_run:
-            report = _planned(chosen, output, **options)
-        else:
-            report = _averaged(
-                chosen, output, quiet=as_json, process=share, **options
-            )
+        report = _report(
+            paths,
+            output_filepath,
+            dry_run=dry_run,
+            process=parse_process(process, process_count),
+            verbose=verbosity(as_json=as_json),
+            overwrite=overwrite,
+            weights=parse_weights(weights, len(paths)),
+            normalize=normalize,
+            strict=strict,
+            include=include,
+            optimizer=optimizer,
+        )
         typer.echo(to_json(report) if as_json else str(report))
         if dry_run and not as_json:
             typer.echo("dry run: nothing was written")
 
 
-def _averaged(
-    paths: Sequence[Path], output: Path, *, quiet: bool, **options: Any
+def _report(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    dry_run: bool,
+    process: tuple[int, int] | None,
+    verbose: str | int,
+    overwrite: bool,
+    **options: Any,
 ) -> "AverageReport":
     from keras_wavg.files.average import average_checkpoints
+    from keras_wavg.files.average_report import dry_run_report
+    from keras_wavg.files.open_plan import open_plan
+    from keras_wavg.files.paths import check_output
 
-    with progress_bar("averaging", quiet=quiet) as progress:
-        return average_checkpoints(paths, output, progress=progress, **options)
-
-
-def _planned(
-    paths: Sequence[Path], output: Path, *, overwrite: bool, **options: Any
-) -> "AverageReport":
-    from keras_wavg.files.paths import refuse_output
-    from keras_wavg.files.planning import planned, planned_report
-
-    refuse_output(output, overwrite=overwrite, paths=paths)
-    with planned(paths, **options) as plan:
-        return planned_report(plan, output, overwrite=overwrite)
+    if not dry_run:
+        return average_checkpoints(
+            paths,
+            output,
+            process=process,
+            verbose=verbose,
+            overwrite=overwrite,
+            **options,
+        )
+    check_output(output, overwrite=overwrite, paths=paths)
+    with open_plan(paths, **options) as plan:
+        return dry_run_report(plan, output, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""`keras-wavg inspect` and `keras-wavg diff`."""
+"""The commands `keras-wavg inspect` and `keras-wavg diff`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,37 +8,40 @@ import typer
 from keras_wavg.cli.terminal import (
     DIFFERENT,
     Json,
-    place,
-    progress_bar,
+    path_or_url,
     readable_errors,
     to_json,
+    verbosity,
 )
 
 
 def inspect(
     context: typer.Context,
-    path: Annotated[
+    filepath: Annotated[
         Path,
-        typer.Argument(parser=place, metavar="FILE", help="A checkpoint."),
+        typer.Argument(parser=path_or_url, metavar="FILE", help="Checkpoint."),
     ],
     as_json: Json = False,
 ) -> None:
-    """Show what is in a checkpoint."""
+    """Show the contents of a checkpoint."""
     from keras_wavg.files.inspection import inspect_checkpoint
 
     with readable_errors(context):
-        with progress_bar("reading", quiet=as_json) as progress:
-            found = inspect_checkpoint(path, progress)
+        found = inspect_checkpoint(filepath, verbose=verbosity(as_json=as_json))
         typer.echo(to_json(found) if as_json else str(found))
 
 
 def diff(
     context: typer.Context,
-    one: Annotated[
-        Path, typer.Argument(parser=place, metavar="A", help="A checkpoint.")
+    filepath: Annotated[
+        Path,
+        typer.Argument(parser=path_or_url, metavar="A", help="Checkpoint."),
     ],
-    two: Annotated[
-        Path, typer.Argument(parser=place, metavar="B", help="Another.")
+    other_filepath: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_or_url, metavar="B", help="Checkpoint to compare with."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -46,8 +49,9 @@ def diff(
     from keras_wavg.files.difference import diff_checkpoints
 
     with readable_errors(context):
-        with progress_bar("comparing", quiet=as_json) as progress:
-            found = diff_checkpoints(one, two, progress)
+        found = diff_checkpoints(
+            filepath, other_filepath, verbose=verbosity(as_json=as_json)
+        )
         typer.echo(to_json(found) if as_json else str(found))
-    if not found.is_none:
+    if not found.weights_equal:
         raise typer.Exit(DIFFERENT)

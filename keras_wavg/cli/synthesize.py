@@ -1,51 +1,60 @@
-"""`keras-wavg synthesize`."""
+"""The command `keras-wavg synthesize`."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from keras_wavg.cli.terminal import (
     FAILED,
     Json,
-    place,
+    path_or_url,
     readable_errors,
     to_json,
+    verbosity,
 )
+
+if TYPE_CHECKING:
+    from keras_wavg.files.synthesis import (
+        SweepAverage,
+        SynthesisPlan,
+        SynthesisReport,
+    )
 
 
 def synthesize(
     context: typer.Context,
-    paths: Annotated[
+    filepaths: Annotated[
         list[Path],
         typer.Argument(
-            parser=place,
-            help="Snapshots, or one folder of them.",
-            metavar="FILES|FOLDER",
+            parser=path_or_url,
+            help="Snapshots, or one directory of them.",
+            metavar="FILES|DIRECTORY",
         ),
     ],
-    output: Annotated[
+    output_filepath: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
-            parser=place,
-            help="The file to write; for a sweep, a folder.",
+            parser=path_or_url,
+            help="File to write; with --sweep a directory.",
         ),
     ],
     sigma_rel: Annotated[
-        float | None, typer.Option(help="Width of a power-function average.")
+        float | None,
+        typer.Option(help="Relative width of a power-function average."),
     ] = None,
     decay: Annotated[
-        float | None, typer.Option(help="Decay of an EMA instead.")
+        float | None, typer.Option(help="Decay of an EMA.")
     ] = None,
     half_life: Annotated[
-        float | None, typer.Option(help="Or its half-life, see --unit.")
+        float | None, typer.Option(help="Half-life of an EMA, in --unit.")
     ] = None,
     unit: Annotated[
         Literal["steps", "epochs", "samples"],
-        typer.Option(help="Of the half-life: optimizer steps, or others."),
+        typer.Option(help="Unit of --half-life; steps are optimizer steps."),
     ] = "steps",
     steps_per_epoch: Annotated[
         float | None, typer.Option(help="For --unit epochs.")
@@ -56,28 +65,28 @@ def synthesize(
     sweep: Annotated[
         str | None,
         typer.Option(
-            help="Many widths: FROM:TO:COUNT, a file sigma_<width> for each "
-            "that can be made."
+            help="Several widths, FROM:TO:COUNT: writes a file sigma_<width> "
+            "for each."
         ),
     ] = None,
     gradient_accumulation_steps: Annotated[
         int | None,
         typer.Option(
-            help="The batches of an optimizer step, where files do not tell."
+            help="Batches for each optimizer step, if not in the files."
         ),
     ] = None,
     max_residual: Annotated[
-        float, typer.Option(help="The largest residual that is accepted.")
+        float, typer.Option(help="Largest accepted residual.")
     ] = 0.1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing files.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done.")
+        bool, typer.Option("--dry-run", help="Show the report, write nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the average of any horizon from snapshots of a training."""
+    """Synthesize the average of another horizon from snapshots."""
     with readable_errors(context):
         sizes = steps_per_epoch, batch_size
         target: dict[str, Any] = {
@@ -88,62 +97,71 @@ def synthesize(
             "gradient_accumulation_steps": gradient_accumulation_steps,
             "max_residual": max_residual,
             "overwrite": overwrite,
+            "dry_run": dry_run,
+            "verbose": verbosity(as_json=as_json),
         }
-        snapshots = _snapshots(paths)
+        paths = _paths(filepaths)
+        result: Any
         if sweep is None:
-            options |= target
-            found = _one(snapshots, output, dry_run=dry_run, **options)
+            result = _synthesize(paths, output_filepath, **target, **options)
         elif any(value is not None for value in target.values()):
-            raise typer.BadParameter("--sweep has widths of its own")
+            raise typer.BadParameter(
+                "only one of --sweep, --sigma-rel, --decay and --half-life"
+            )
         else:
-            options["sigma_rels"] = _widths(sweep)
-            found = _many(snapshots, output, dry_run=dry_run, **options)
-        _show(found, as_json=as_json, dry_run=dry_run)
+            widths = _parse_widths(sweep)
+            result = _sweep(paths, output_filepath, widths, **options)
+        _show(result, as_json=as_json, dry_run=dry_run)
 
 
-def _one(
-    snapshots: Sequence[Path],
+def _synthesize(
+    paths: Sequence[Path],
     output: Path,
     *,
     dry_run: bool,
     overwrite: bool,
+    verbose: str | int,
     **options: Any,
-) -> Any:
+) -> "SynthesisPlan | SynthesisReport":
     from keras_wavg.files import synthesis
-    from keras_wavg.files.paths import refuse_output
+    from keras_wavg.files.paths import check_output
 
-    if not dry_run:
-        return synthesis.synthesize(
-            snapshots, output, overwrite=overwrite, **options
-        )
-    refuse_output(output, overwrite=overwrite, paths=snapshots)
-    return synthesis.planned_synthesis(snapshots, **options)
+    if dry_run:
+        check_output(output, overwrite=overwrite, paths=paths)
+        return synthesis.plan_synthesis(paths, **options)
+    return synthesis.synthesize(
+        paths, output, overwrite=overwrite, verbose=verbose, **options
+    )
 
 
-def _many(
-    snapshots: Sequence[Path],
-    folder: Path,
+def _sweep(
+    paths: Sequence[Path],
+    directory: Path,
+    widths: Sequence[float],
     *,
     dry_run: bool,
     overwrite: bool,
+    verbose: str | int,
     **options: Any,
-) -> Any:
+) -> "list[SweepAverage]":
     from keras_wavg.files import synthesis
 
-    planned = synthesis.planned_widths(
-        snapshots, folder=folder, overwrite=overwrite, **options
+    plan = synthesis.plan_sweep(
+        paths, directory, widths, overwrite=overwrite, **options
     )
     if dry_run:
-        return planned
-    return list(synthesis.made_widths(snapshots, planned, overwrite=overwrite))
+        return plan
+    return list(
+        synthesis.run_sweep(paths, plan, overwrite=overwrite, verbose=verbose)
+    )
 
 
-def _snapshots(paths: Sequence[Path]) -> Sequence[Path]:
-    if len(paths) == 1 and paths[0].is_dir():
-        from keras_wavg.files.opener import checkpoints_in
+def _paths(filepaths: Sequence[Path]) -> Sequence[Path]:
+    if len(filepaths) == 1 and filepaths[0].is_dir():
+        from keras_wavg.files.checkpoint_opener import checkpoints_in
 
-        return checkpoints_in(paths[0])
-    return paths
+        return checkpoints_in(filepaths[0])
+    return filepaths
 
 
 def _decay(
@@ -154,7 +172,7 @@ def _decay(
 ) -> float | None:
     if half_life is None:
         if unit != "steps" or any(sizes):
-            raise typer.BadParameter("--unit is of --half-life")
+            raise typer.BadParameter("--unit needs --half-life")
         return decay
     if decay is not None:
         raise typer.BadParameter("only one of --decay and --half-life")
@@ -169,27 +187,27 @@ def _decay(
     )
 
 
-def _show(found: Any, *, as_json: bool, dry_run: bool) -> None:
+def _show(result: Any, *, as_json: bool, dry_run: bool) -> None:
     if as_json:
-        typer.echo(to_json(found))
+        typer.echo(to_json(result))
     else:
-        lines = found if isinstance(found, list) else [found]
-        typer.echo("\n".join(map(str, lines)))
+        reports = result if isinstance(result, list) else [result]
+        typer.echo("\n".join(map(str, reports)))
         if dry_run:
             typer.echo("dry run: nothing was written")
-    if isinstance(found, list) and not any(width.path for width in found):
+    if isinstance(result, list) and not any(made.path for made in result):
         raise typer.Exit(FAILED)
 
 
-def _widths(text: str) -> list[float]:
+def _parse_widths(text: str) -> list[float]:
     import numpy
 
-    from keras_wavg.profile import WIDEST
+    from keras_wavg.profile import MAX_SIGMA_REL
 
     try:
         first, last, count = text.split(":")
-        # Nothing is wider than the plain mean.
-        low, high = float(first), min(float(last), WIDEST)
+        # No average is wider than the equal-weight mean.
+        low, high = float(first), min(float(last), MAX_SIGMA_REL)
         widths: list[float] = numpy.linspace(low, high, int(count)).tolist()
     except ValueError as error:
         raise typer.BadParameter(f"--sweep {text}: FROM:TO:COUNT") from error

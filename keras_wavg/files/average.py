@@ -1,21 +1,23 @@
-"""The mean of saved weights, streamed from file to file."""
+"""Averages saved weights into a new file."""
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from keras_wavg.arguments import Include
 from keras_wavg.files.average_report import AverageReport
 from keras_wavg.files.execution import execute
-from keras_wavg.files.paths import Paths, checked, refuse_output
-from keras_wavg.files.planning import planned
-from keras_wavg.files.remote import located
-from keras_wavg.files.sharing import execute_share
-from keras_wavg.files.streaming import Progress, Share
+from keras_wavg.files.multi_process import execute_part
+from keras_wavg.files.open_plan import open_plan
+from keras_wavg.files.paths import Paths, check_output, checkpoint_paths
+from keras_wavg.files.progress_bar import progress_bar
+from keras_wavg.files.remote import as_path
+from keras_wavg.files.streaming import Process
 
 
 def average_checkpoints(
-    paths: Paths,
-    output: str | os.PathLike[str],
+    filepaths: Paths,
+    output_filepath: str | os.PathLike[str],
     *,
     steps: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
@@ -24,104 +26,104 @@ def average_checkpoints(
     include: Include = None,
     overwrite: bool = False,
     optimizer: str = "drop",
-    progress: Progress | None = None,
-    process: Share | None = None,
+    verbose: Any = "auto",
+    process: Process | None = None,
 ) -> AverageReport:
     """Average saved weights into a new file.
 
     Variables are summed in float64, `output = sum(w * x) / sum(w)`, and rounded
-    once to the type that they are stored in, so the order of the files does not
-    matter and the mean of copies is the original, bit for bit. Neither Keras
-    nor the whole of any file is loaded.
+    once to the dtype that they are stored in. So the order of the files does
+    not matter, and the mean of copies equals them bit for bit. Files are read
+    in blocks, never as a whole, and Keras is not imported.
 
     Args:
-        paths: Sequence of files, each a `.weights.h5`, a sharded
-            `.weights.json` or a `.keras`, of models of one architecture. Or
-            sequence of folders of Orbax, as `keras.callbacks.OrbaxCheckpoint`
-            writes them: of a step, or of all steps, of which the latest is
-            taken. They need `tensorstore`. Each may be a URL, as a string.
-        output: The file to write, in any of these formats. A `.keras` file
-            takes its config from the last `.keras` among `paths`. For folders
-            of Orbax, the folder to write: that of a step, if its name is a
-            number, or else one that gets the step of the last of `paths`.
-        steps: Sequence of integers, the steps of each folder of Orbax. Defaults
-            to `None`.
-        weights: Sequence of floats, one for each of `paths`, or `None` for
-            equal ones. See `keras_wavg.coefficients`. Defaults to `None`.
+        filepaths: Sequence of `str` or `path`-like, checkpoints of models of
+            one architecture. Either files, each a `.weights.h5`, a sharded
+            `.weights.json` or a `.keras`. Or Orbax directories, as
+            `keras.callbacks.OrbaxCheckpoint` writes them, which need
+            `tensorstore`: of one step, or of all steps, of which the latest is
+            averaged. A string may be a URL.
+        output_filepath: `str` or `path`-like, the file to write, in any of
+            these formats. A `.keras` file gets the config of the last `.keras`
+            file in `filepaths`. For Orbax checkpoints it may be a directory:
+            that of a step if its name is a number, or else the parent of one,
+            which gets the step of the last checkpoint.
+        steps: Sequence of integers, the steps to average of each Orbax
+            directory. Defaults to `None`, the latest.
+        weights: Sequence of floats, one for each checkpoint, such as those of
+            `keras_wavg.coefficients`. Defaults to `None`, equal weights.
         normalize: Boolean, whether `weights` are divided by their sum. Defaults
             to `True`.
-        strict: Boolean, whether all files must have the same variables. If not,
-            what all share is averaged, and the rest is taken from the last
-            file. Defaults to `True`.
-        include: A regular expression, searched in the path of each variable,
-            as `keras_wavg.inspect_checkpoint` shows it, or a function from a
-            path to a boolean. What is left out is taken from the last file.
-            Defaults to `None`, every variable.
-        overwrite: Boolean, whether an existing file may be replaced. Defaults
-            to `False`.
-        optimizer: `"drop"`, or `"last"` to copy the optimizer's state from the
-            last file. It is never averaged. Defaults to `"drop"`.
-        progress: Function that is called with the bytes that have been read
-            and those there are, now and then, or `None`.
-        process: Tuple of two integers, for folders of Orbax that several
-            processes average together: the number of this process, from 0 on,
-            and how many there are, such as `(jax.process_index(),
-            jax.process_count())`. Each does a share, whenever it runs; the last
-            one to end writes the output. Defaults to `None`, one for all.
+        strict: Boolean, whether all checkpoints must have the same variables.
+            If `False`, the variables that all share are averaged, and the
+            others are copied from the last checkpoint. Defaults to `True`.
+        include: String or function, which variables to average: a regular
+            expression that is searched in the path of each variable (see
+            `keras_wavg.inspect_checkpoint`), or a function from a path to a
+            boolean. Excluded variables are copied from the last checkpoint.
+            Defaults to `None`, all variables.
+        overwrite: Boolean, whether to replace an existing file. Defaults to
+            `False`.
+        optimizer: String, `"drop"`, or `"last"` to copy the optimizer's state
+            from the last checkpoint. It is never averaged. Defaults to
+            `"drop"`.
+        verbose: `"auto"`, 0 or 1, whether to show a progress bar on standard
+            error. `"auto"` shows it on a terminal. Defaults to `"auto"`.
+        process: Tuple of two integers, the index of this process and the number
+            of processes, such as `(jax.process_index(), jax.process_count())`.
+            Then several processes share the work of averaging Orbax
+            checkpoints, not necessarily at the same time, and the last one to
+            finish writes the output. Defaults to `None`, a single process.
 
     Example:
 
     >>> import tempfile, keras, keras_wavg
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>> with tempfile.TemporaryDirectory() as directory:
     ...     for epoch in (1, 2):
-    ...         model.save_weights(f"{folder}/{epoch}.weights.h5")
+    ...         model.save_weights(f"{directory}/{epoch}.weights.h5")
     ...     report = keras_wavg.average_checkpoints(
-    ...         [f"{folder}/1.weights.h5", f"{folder}/2.weights.h5"],
-    ...         f"{folder}/mean.weights.h5",
+    ...         [f"{directory}/1.weights.h5", f"{directory}/2.weights.h5"],
+    ...         f"{directory}/mean.weights.h5",
     ...     )
-    ...     model.load_weights(f"{folder}/mean.weights.h5")
+    ...     model.load_weights(f"{directory}/mean.weights.h5")
     >>> report.averaged
     ('layers/dense/vars/0', 'layers/dense/vars/1')
 
     Returns:
-        An `AverageReport`: what was averaged, copied and dropped, the
-        coefficients, the checksums. The file keeps it, too.
+        An `AverageReport`: which variables were averaged, copied and dropped,
+        the coefficients and the checksums. The output contains the coefficients
+        and the checksums too.
 
     Raises:
-        ValueError: If an argument is not one of these; if a file is damaged or
-            not as Keras writes it; if variables, or the values of integer ones,
-            differ that are neither counts nor seeds; if a variable is NaN or
+        ValueError: If an argument is invalid; if a file is damaged or was not
+            written by Keras; if variables do not match; if integer variables
+            that are neither counts nor seeds differ; if a variable is NaN or
             infinite. Nothing is written then.
-        FileExistsError: If there is a file and not `overwrite`.
+        FileExistsError: If the output exists and `overwrite` is `False`.
         OSError: If a file cannot be read or written.
-        ImportError: If `tensorstore` is missing for a folder of Orbax, or
+        ImportError: If `tensorstore` is missing for an Orbax directory, or
             `universal_pathlib` for a URL.
     """
-    target = located(output)
-    given = checked(paths, steps)
-    refuse_output(target, overwrite=overwrite, paths=given)
-    with planned(
-        given,
-        weights=weights,
-        normalize=normalize,
-        strict=strict,
-        include=include,
-        optimizer=optimizer,
-    ) as plan:
-        if process is None:
-            return execute(
-                plan,
-                target,
-                strict=strict,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        return execute_share(
-            plan,
-            target,
-            process,
+    output = as_path(output_filepath)
+    paths = checkpoint_paths(filepaths, steps)
+    check_output(output, overwrite=overwrite, paths=paths)
+    with (
+        open_plan(
+            paths,
+            weights=weights,
+            normalize=normalize,
             strict=strict,
-            overwrite=overwrite,
-            progress=progress,
-        )
+            include=include,
+            optimizer=optimizer,
+        ) as plan,
+        progress_bar("averaging", verbose) as progress,
+    ):
+        options: dict[str, Any] = {
+            "strict": strict,
+            "overwrite": overwrite,
+            "progress": progress,
+        }
+        if process is None:
+            return execute(plan, output, **options)
+        return execute_part(plan, output, process, **options)

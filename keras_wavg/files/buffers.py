@@ -1,4 +1,4 @@
-"""Memory to be used again and again: new memory is slow."""
+"""Reusable buffers: allocating memory for each block is slow."""
 
 import contextlib
 import errno
@@ -12,59 +12,65 @@ import numpy
 from keras_wavg.files.floats import Numbers
 from keras_wavg.files.streaming import Block
 
-_LARGE, _MOST_LARGE = 16 << 20, 2
+_LARGE_BLOCK, _MAX_LARGE_BLOCKS = 16 << 20, 2  # bytes, number
 
 
 class Buffers:
-    """Memory for one block, which may be written over by the next use."""
+    """Memory for the work on one block, reused for the next block."""
 
     def __init__(self) -> None:
-        self._kept: dict[Any, Numbers] = {}
+        self._arrays: dict[Any, Numbers] = {}
 
     def bytes(self, size: int) -> Numbers:
-        """An array of `uint8`, always the same one."""
+        """Return the array of `uint8`, with the values of its last use."""
         return self.array("bytes", "uint8", size)
 
     def array(self, use: str, dtype: Any, count: int) -> Numbers:
-        """An array for some use, always the same one."""
+        """Return the array for a use, with the values of its last use.
+
+        Args:
+            use: String, such as `"sum"`. Each use has its own array.
+            dtype: Type of the elements.
+            count: Integer, the number of elements.
+        """
         key = use, dtype
-        if key not in self._kept or len(self._kept[key]) < count:
-            self._kept.pop(key, None)  # It is let go before there is more.
-            self._kept[key] = _memory(count, dtype)
-        return self._kept[key][:count]
+        if key not in self._arrays or len(self._arrays[key]) < count:
+            self._arrays.pop(key, None)  # Free it before the larger one exists.
+            self._arrays[key] = _allocate(count, dtype)
+        return self._arrays[key][:count]
 
 
-def _memory(count: int, dtype: Any) -> Numbers:
+def _allocate(count: int, dtype: Any) -> Numbers:
     try:
         return numpy.empty(count, dtype)
     except (MemoryError, ValueError) as error:
         raise OSError(
-            errno.ENOMEM, f"There is no memory for a chunk of {count} numbers"
+            errno.ENOMEM, f"Not enough memory for a chunk of {count} elements"
         ) from error
 
 
 class BufferPool:
-    """`Buffers` for each thread, and two for large blocks.
+    """`Buffers` for each thread, and two more for large blocks.
 
-    So no more than two large blocks are worked on at a time.
+    At most two large blocks are worked on at a time.
     """
 
     def __init__(self) -> None:
-        self._own = threading.local()
+        self._local = threading.local()
         self._large: SimpleQueue[Buffers] = SimpleQueue()
-        for _ in range(_MOST_LARGE):
+        for _ in range(_MAX_LARGE_BLOCKS):
             self._large.put(Buffers())
 
     @contextlib.contextmanager
-    def of(self, block: Block) -> Iterator[Buffers]:
-        """Context with the `Buffers` for a block."""
-        if block.nbytes > _LARGE:
+    def buffers_for(self, block: Block) -> Iterator[Buffers]:
+        """Context with the `Buffers` for the work on a block."""
+        if block.nbytes > _LARGE_BLOCK:
             buffers = self._large.get()
             try:
                 yield buffers
             finally:
                 self._large.put(buffers)
             return
-        if not hasattr(self._own, "buffers"):
-            self._own.buffers = Buffers()
-        yield self._own.buffers
+        if not hasattr(self._local, "buffers"):
+            self._local.buffers = Buffers()
+        yield self._local.buffers

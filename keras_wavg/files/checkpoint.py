@@ -1,4 +1,4 @@
-"""What all checkpoints have in common, whatever format they are saved in."""
+"""The interface of checkpoints in every format."""
 
 import abc
 import functools
@@ -8,28 +8,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from keras_wavg.files.error_text import printable
 from keras_wavg.files.hdf5.structure import Array, Attributes, Structure
-from keras_wavg.files.source import Source, printable
+from keras_wavg.files.input_file import InputFile
 from keras_wavg.files.streaming import Block
 
 SUFFIXES = (".weights.h5", ".weights.json", ".keras")
 
 PROVENANCE = "keras_wavg"
-"""The attribute of the root that tells how a file was made."""
+"""The root attribute that records how a file was made."""
 
 PARTS = ("weights", "random state", "optimizer", "metrics", "average")
-"""What a checkpoint has: weights of layers, the state of random numbers, of the
-optimizer, of metrics, and of callbacks of this library."""
+"""The parts of a checkpoint: the weights of layers, and the states of random
+number generators, of the optimizer, of metrics and of averages."""
 
 
 class Contents(Structure):
-    """The structure of a checkpoint, whatever files it is in.
+    """The structure of a checkpoint. Checkpoints of one run share an instance.
 
-    Checkpoints of one run share one.
+    Args:
+        groups: See `Structure`.
+        arrays: See `Structure`.
     """
 
     def part_of(self, path: str) -> str:
-        """To which part of a checkpoint a path inside belongs.
+        """Return the part of a checkpoint that an array or a group belongs to.
+
+        Args:
+            path: String, the path inside the checkpoint.
 
         Returns:
             One of `PARTS`.
@@ -45,14 +51,14 @@ class Contents(Structure):
         return "optimizer" if top == "optimizer" else "weights"
 
     @property
-    def step_paths(self) -> Sequence[str]:
-        """Where the optimizer may count its steps, the likeliest first."""
-        # Of an optimizer that another one is around, and of one itself.
+    def step_count_paths(self) -> Sequence[str]:
+        """Paths where the optimizer may count its steps, likeliest first."""
+        # Of an optimizer that wraps another one, and of a plain optimizer.
         return "optimizer/inner_optimizer/vars/0", "optimizer/vars/0"
 
     @functools.cached_property
     def weights(self) -> dict[str, Array]:
-        """The arrays that are variables of the model's layers."""
+        """Dict of the arrays that are variables of the model's layers."""
         return {
             path: array
             for path, array in self.arrays.items()
@@ -65,50 +71,51 @@ class Checkpoint(abc.ABC):
     """The saved state of a model, open for reading.
 
     Args:
-        path: `pathlib.Path` by which it was opened.
+        path: `pathlib.Path` of the file or directory that is read.
         contents: A `Contents`.
-        sources: Sequence of the `Source`s of its HDF5 files.
-        origin: The remote path of which `path` is a copy, or `None`.
+        files: Sequence of its HDF5 files, each an `InputFile`.
+        remote_path: The remote path of which `path` is a copy, or `None`.
+            Defaults to `None`.
     """
 
     path: Path
     contents: Contents
-    sources: Sequence[Source] = ()
-    origin: Path | None = field(default=None, kw_only=True)
+    files: Sequence[InputFile] = ()
+    remote_path: Path | None = field(default=None, kw_only=True)
 
     @property
-    def given(self) -> Path:
-        """The path that it is known by."""
-        return self.origin or self.path
+    def location(self) -> Path:
+        """The remote path if there is one, otherwise the path."""
+        return self.remote_path or self.path
 
     @property
     def name(self) -> str:
-        """The path, without anything that a terminal would obey."""
-        return printable(str(self.given))
+        """The location as printable text."""
+        return printable(str(self.location))
 
     @property
     def groups(self) -> Mapping[str, Attributes]:
-        """From the path of each group to its attributes."""
+        """Dict from the path of each group to its attributes."""
         return self.contents.groups
 
     @property
     def arrays(self) -> Mapping[str, Array]:
-        """From the path of each array to what it is."""
+        """Dict from the path of each array to its `Array`."""
         return self.contents.arrays
 
     @property
     def weights(self) -> Mapping[str, Array]:
-        """The arrays that are variables of the model's layers."""
+        """Dict of the arrays that are variables of the model's layers."""
         return self.contents.weights
 
     @property
     def attributes(self) -> Attributes:
-        """What is written beside the arrays, as strings by their names."""
+        """Dict of the strings that are saved with the arrays."""
         return self.groups[""]
 
     @property
     def provenance(self) -> str | None:
-        """What this library wrote in it, as JSON."""
+        """JSON that records how this library made it, or `None`."""
         return self.attributes.get(PROVENANCE)
 
     @abc.abstractmethod
@@ -116,41 +123,44 @@ class Checkpoint(abc.ABC):
         """Fill a view with the bytes of a block.
 
         Raises:
-            ValueError: If they are not there.
+            ValueError: If the bytes are missing.
             OSError: If they cannot be read.
         """
 
     @abc.abstractmethod
-    def refuse(self, why: str, at: str) -> NoReturn:
+    def refuse(self, why: str, inside: str) -> NoReturn:
         """Raise the error that names it, and the path of an array inside it."""
 
     @abc.abstractmethod
     def read_config(self) -> str | bytes | None:
-        """The config of the model, as JSON, or `None` if there is none.
+        """Return the config of the model as JSON, or `None` if it has none.
 
         Raises:
-            ValueError: If it is damaged.
+            ValueError: If the config is damaged.
         """
 
     @abc.abstractmethod
     def is_at(self, path: Path) -> bool:
-        """Whether `path` leads to it, or to one of its files."""
+        """Return whether `path` is it, or one of its files."""
 
     @abc.abstractmethod
     def check_unchanged(self) -> None:
-        """Refuse it if a file has been written to since it was opened.
+        """Check that no file was written to since the checkpoint was opened.
 
         Raises:
-            ValueError: If one was.
+            ValueError: If a file was.
         """
 
 
 def suffix_of(path: Path, name: str) -> str:
-    """The suffix of a checkpoint.
+    """Return the suffix of a checkpoint.
+
+    Args:
+        path: `pathlib.Path`.
+        name: String, the name of the argument, for the error.
 
     Raises:
-        ValueError: If it is none of `SUFFIXES`. `name` is what the error calls
-            the path.
+        ValueError: If the path has none of `SUFFIXES`.
     """
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
@@ -161,6 +171,6 @@ def suffix_of(path: Path, name: str) -> str:
     )
 
 
-def archive_room() -> Any:
-    """The module for `.keras` files: not all need it, and it takes a while."""
-    return importlib.import_module("keras_wavg.files.archive")
+def keras_archive() -> Any:
+    """Import the module for `.keras` files. It is slow, and rarely needed."""
+    return importlib.import_module("keras_wavg.files.keras_archive")

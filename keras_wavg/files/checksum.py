@@ -1,11 +1,12 @@
-"""Checksums of a checkpoint's weights, at the speed of reading them.
+"""Checksums of the weights of a checkpoint, as fast as reading them.
 
-SHA-256 over all bytes would take longer than averaging them. So each block has
-its CRC-32, and SHA-256 is over those. It tells files apart and finds damage,
-also bytes in another order. It is no defence against forgery.
+SHA-256 of all bytes would take longer than averaging them. The checksum is
+therefore the SHA-256 of the CRC-32 of each block. It distinguishes files and
+detects damage, including reordered bytes, but not deliberate forgery.
 
-A CRC-32 of parts gives that of the whole. So the weights in a `.keras` file,
-a zip archive, are held against the CRC-32 that the archive has of them.
+The CRC-32 of a file follows from the CRC-32 of its parts. The weights in a
+`.keras` file, which is a zip archive, are therefore also checked against the
+CRC-32 that is stored in the archive.
 """
 
 import hashlib
@@ -19,106 +20,112 @@ from zlib_ng import zlib_ng
 from keras_wavg.files.checkpoint import Checkpoint
 from keras_wavg.files.floats import Numbers
 from keras_wavg.files.hdf5.structure import Array
-from keras_wavg.files.source import Source
-from keras_wavg.files.streaming import Block, Progress, blocks, for_each
+from keras_wavg.files.input_file import InputFile
+from keras_wavg.files.streaming import Block, Progress, blocks, for_each_block
 
 crc32: Callable[[Any], int] = zlib_ng.crc32
-"""The CRC-32 of bytes. The standard library's takes 30 times as long."""
+"""The CRC-32 of bytes, 30 times as fast as that of the standard library."""
 
-_KIND = "crc32:"
+_PREFIX = "crc32:"
 _PIECE = 1 << 20
 
 
 def checksum(checkpoint: Checkpoint, progress: Progress | None = None) -> str:
-    """The checksum of a checkpoint's weights, whatever else is in the file.
+    """Compute the checksum of the weights of a checkpoint.
 
     Args:
         checkpoint: A `Checkpoint`.
-        progress: See `Progress`.
+        progress: A `Progress` or `None`. Defaults to `None`.
 
     Returns:
         String, `crc32:` and 64 hexadecimal digits.
 
     Raises:
-        ValueError: If an archive has another CRC-32 of its weights.
+        ValueError: If the weights do not match the CRC-32 in their archive.
     """
-    sums = _sums(checkpoint, crc32, progress)
-    require_whole(checkpoint, checkpoint.weights, sums)
-    return digest(checkpoint.weights, sums)
+    crcs = _sums_of_blocks(checkpoint, crc32, progress)
+    check_archive_crc(checkpoint, checkpoint.weights, crcs)
+    return digest(checkpoint.weights, crcs)
 
 
-def is_unchanged(checkpoint: Checkpoint, own: str, kept: str) -> bool:
-    """Whether the weights have a checksum, of this or of the earlier kind.
+def is_unchanged(checkpoint: Checkpoint, current: str, saved: str) -> bool:
+    """Return whether the weights match a saved checksum.
 
     Args:
         checkpoint: A `Checkpoint`.
-        own: String, its checksum.
-        kept: String, the checksum it had.
+        current: String, the current checksum of its weights.
+        saved: String, the saved checksum, which may be of the earlier format.
     """
-    if sees_order(kept):
-        return own == kept
-    sums = _sums(checkpoint, _sum_of_words)
-    return _hashed(checkpoint.weights, sums.astype("<u8")) == kept
+    if is_current_format(saved):
+        return current == saved
+    sums = _sums_of_blocks(checkpoint, _sum_of_words)
+    return _sha256(checkpoint.weights, sums.astype("<u8")) == saved
 
 
-def sees_order(kept: str) -> bool:
-    """Whether a checksum is not of the earlier kind, a sum of words."""
-    return kept.startswith(_KIND)
+def is_current_format(checksum: str) -> bool:
+    """Return whether a checksum detects reordered bytes.
+
+    The earlier format, which adds up the bytes as words, does not.
+    """
+    return checksum.startswith(_PREFIX)
 
 
-def short(kept: str) -> str:
+def short(checksum: str) -> str:
     """The first digits of a checksum."""
-    return kept.removeprefix(_KIND)[:12]
+    return checksum.removeprefix(_PREFIX)[:12]
 
 
-def room_for_sums(arrays: Mapping[str, Array]) -> Numbers:
-    """An array with a number for each block."""
+def empty_checksums(arrays: Mapping[str, Array]) -> Numbers:
+    """An array of zeros, one for each block of the arrays."""
     return numpy.zeros(sum(1 for _ in blocks(arrays)), "uint64")
 
 
-def digest(arrays: Mapping[str, Array], sums: Numbers) -> str:
-    """The checksum from the CRC-32 of all blocks."""
-    return _KIND + _hashed(arrays, sums.astype("<u4"))
+def digest(arrays: Mapping[str, Array], crcs: Numbers) -> str:
+    """Compute the checksum of arrays from the CRC-32 of each block."""
+    return _PREFIX + _sha256(arrays, crcs.astype("<u4"))
 
 
-def require_whole(
-    checkpoint: Checkpoint, arrays: Mapping[str, Array], sums: Numbers
+def check_archive_crc(
+    checkpoint: Checkpoint, arrays: Mapping[str, Array], crcs: Numbers
 ) -> None:
-    """Refuse an archive whose weights are not those that it was made with.
+    """Check the weights against the CRC-32 in their archive, if they have one.
 
     Args:
         checkpoint: A `Checkpoint`.
-        arrays: Dict from paths to `Array`s that have been read, of it or of
-            a checkpoint with the same.
-        sums: The CRC-32 of each of their blocks.
+        arrays: Dict from paths to the `Array`s that were read, of the
+            checkpoint or of another one with the same variables.
+        crcs: Array of integers, the CRC-32 of each of their blocks.
 
     Raises:
-        ValueError: If the CRC-32 is another.
+        ValueError: If the CRC-32 differs.
     """
-    for source in checkpoint.sources:
-        if source.crc is None:
+    for file in checkpoint.files:
+        if file.crc is None:
             continue
         known: dict[int, list[tuple[int, int]]] = {}
         for block in blocks(arrays):
-            part = int(sums[block.index]), block.nbytes
+            part = int(crcs[block.index]), block.nbytes
             offset = checkpoint.arrays[block.path].offset
             known.setdefault(offset, []).append(part)
         total = 0
-        for crc, size in _parts(source, known):
+        for crc, size in _parts(file, known):
             total = zlib_ng.crc32_combine(total, crc, size)
-        if total != source.crc:
-            source.refuse("it is damaged: the CRC-32 of the weights is another")
+        if total != file.crc:
+            file.refuse("it is damaged: the CRC-32 of the weights differs")
 
 
 def _parts(
-    source: Source, known: Mapping[int, list[tuple[int, int]]]
+    file: InputFile, known: Mapping[int, list[tuple[int, int]]]
 ) -> Iterator[tuple[int, int]]:
-    """The CRC-32 and size of each part, and of what is around those known."""
+    """Yield the CRC-32 and the size of each part of a file, in order.
+
+    Only the parts that are not known by their offset are read.
+    """
     at, buffer = 0, memoryview(bytearray(_PIECE))
-    for offset in (*sorted(known), source.size):
+    for offset in (*sorted(known), file.size):
         while at < offset:
             piece = buffer[: offset - at]
-            source.read_into(piece, at)
+            file.read_into(piece, at)
             yield crc32(piece), len(piece)
             at += len(piece)
         for crc, size in known.get(offset, ()):
@@ -126,31 +133,31 @@ def _parts(
             at += size
 
 
-def _sums(
+def _sums_of_blocks(
     checkpoint: Checkpoint,
     sum_of: Callable[[Any], Any],
     progress: Progress | None = None,
 ) -> Numbers:
     arrays = checkpoint.weights
-    sums = room_for_sums(arrays)
+    sums = empty_checksums(arrays)
 
     def work(block: Block) -> None:
         data = numpy.empty(block.nbytes, "uint8")
         checkpoint.read_into(data.data, block)
         sums[block.index] = sum_of(data)
 
-    for_each(work, arrays, progress)
+    for_each_block(work, arrays, progress)
     return sums
 
 
-def _hashed(arrays: Mapping[str, Array], sums: Numbers) -> str:
-    kinds = [[p, arrays[p].dtype, arrays[p].shape] for p in sorted(arrays)]
-    head = json.dumps(kinds).encode()
-    return hashlib.sha256(head + sums.tobytes()).hexdigest()
+def _sha256(arrays: Mapping[str, Array], sums: Numbers) -> str:
+    types = [[p, arrays[p].dtype, arrays[p].shape] for p in sorted(arrays)]
+    header = json.dumps(types).encode()
+    return hashlib.sha256(header + sums.tobytes()).hexdigest()
 
 
 def _sum_of_words(stored: Numbers) -> Any:
-    """What earlier versions had of a block. It does not see order."""
+    """The checksum of a block in the earlier format."""
     size = len(stored)
     if size % 8:
         stored = numpy.append(stored, numpy.zeros(-size % 8, "uint8"))

@@ -1,7 +1,7 @@
-"""How much each of some checkpoints counts, the oldest first.
+"""Coefficients for the `weights` of `average_checkpoints`.
 
-Each function gives a list of floats that sum to one, for `weights` of
-`average_checkpoints`.
+Each function returns a list of floats that sum to one, the coefficient of the
+oldest checkpoint first.
 """
 
 import math
@@ -11,18 +11,18 @@ from typing import Any
 from keras_wavg import arguments
 
 DECAYS: dict[str, Callable[[float], float]] = {
-    "linear": lambda share: 1 - share,
-    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
-    "1-sqrt": lambda share: 1 - math.sqrt(share),
+    "linear": lambda fraction: 1 - fraction,
+    "cosine": lambda fraction: (1 + math.cos(math.pi * fraction)) / 2,
+    "1-sqrt": lambda fraction: 1 - math.sqrt(fraction),
 }
-"""From a shape to how much of the rate is left at a share of the decay."""
+"""The relative learning rate after a fraction of the decay, by its shape."""
 
 
 def uniform(count: int) -> list[float]:
-    """The same for each: a uniform soup, SWA, the SMA of PMA.
+    """Equal coefficients, as in SWA and uniform soups (PMA: SMA).
 
     Args:
-        count: Positive integer, how many checkpoints there are.
+        count: Positive integer, the number of checkpoints.
 
     Example:
 
@@ -38,16 +38,14 @@ def uniform(count: int) -> list[float]:
     References:
         [Wortsman et al., 2022](https://arxiv.org/abs/2203.05482)
     """
-    return _normalized([1.0] * _count(count))
+    return _normalize([1.0] * _count(count))
 
 
 def ascending(count: int) -> list[float]:
-    """In proportion to its place, so that the latest counts most.
-
-    The WMA of PMA (averages of checkpoints of a pre-training).
+    """Coefficients in proportion to the position (PMA: WMA).
 
     Args:
-        count: Positive integer, how many checkpoints there are.
+        count: Positive integer, the number of checkpoints.
 
     Example:
 
@@ -63,17 +61,19 @@ def ascending(count: int) -> list[float]:
     References:
         [Li et al., 2025](https://arxiv.org/abs/2505.12082)
     """
-    return _normalized([float(i + 1) for i in range(_count(count))])
+    return _normalize([float(i + 1) for i in range(_count(count))])
 
 
 def ema(count: int, decay: float) -> list[float]:
-    """Fading by `decay` from each checkpoint to the one before it.
+    """Coefficients of an exponential moving average (PMA: EMA).
 
-    What `EMA(decay)` gives to samples as these: it is corrected for bias.
+    They equal those of `EMA(decay)` with bias correction, with one sample for
+    each checkpoint.
 
     Args:
-        count: Positive integer, how many checkpoints there are.
-        decay: Float in (0, 1].
+        count: Positive integer, the number of checkpoints.
+        decay: Float in (0, 1], the ratio of the coefficient of a checkpoint to
+            that of the next one.
 
     Example:
 
@@ -89,24 +89,25 @@ def ema(count: int, decay: float) -> list[float]:
     References:
         - [Li et al., 2025](https://arxiv.org/abs/2505.12082)
         - [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), section 3,
-          for the correction
+          for the bias correction
     """
-    fading = arguments.share("decay", decay)
-    return _normalized([fading**age for age in reversed(range(_count(count)))])
+    ratio = arguments.fraction("decay", decay)
+    return _normalize([ratio**age for age in reversed(range(_count(count)))])
 
 
 def decay_emulation(count: int, shape: str = "linear") -> list[float]:
-    """As if the learning rate had decayed over checkpoints of a constant rate.
+    """Coefficients that emulate a decay of the learning rate (WSM).
 
-    The k-th step of `count - 1` of a decay moves the weights by `w_k` times
-    what a constant rate moves them by. The mean with `c_k = w_k - w_{k+1}` is
-    where this leads, if the gradients were the same (WSM: warm-up, stable,
-    merge). The linear decay is the uniform mean.
+    The checkpoints are from training at a constant learning rate. If the k-th
+    update of a decay over `count - 1` updates scales the constant rate by
+    `w_k`, the mean with coefficients `c_k = w_k - w_{k+1}` is where the decay
+    would have led with the same gradients. For a linear decay this is the
+    uniform mean.
 
     Args:
-        count: Positive integer, how many checkpoints there are.
-        shape: String, how the rate falls from 1 to 0: `"linear"`, `"cosine"`
-            or `"1-sqrt"`. Defaults to `"linear"`.
+        count: Positive integer, the number of checkpoints.
+        shape: String, how the learning rate decays from 1 to 0: `"linear"`,
+            `"cosine"` or `"1-sqrt"`. Defaults to `"linear"`.
 
     Example:
 
@@ -117,7 +118,7 @@ def decay_emulation(count: int, shape: str = "linear") -> list[float]:
         List of floats.
 
     Raises:
-        ValueError: If an argument is not one of these.
+        ValueError: If an argument is invalid.
 
     References:
         [Tian et al., 2025](https://arxiv.org/abs/2507.17634)
@@ -129,13 +130,13 @@ def decay_emulation(count: int, shape: str = "linear") -> list[float]:
         )
     size = _count(count)
     rates = [DECAYS[shape](k / size) for k in range(size)] + [0.0]
-    return _normalized([rates[k] - rates[k + 1] for k in range(size)])
+    return _normalize([rates[k] - rates[k + 1] for k in range(size)])
 
 
 def _count(count: Any) -> int:
     return arguments.integer("count", count, at_least=1)
 
 
-def _normalized(weights: Sequence[float]) -> list[float]:
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
+def _normalize(numbers: Sequence[float]) -> list[float]:
+    total = math.fsum(numbers)
+    return [number / total for number in numbers]

@@ -1,57 +1,57 @@
-"""Where the variables of two checkpoints do not match."""
+"""Finds variables of two checkpoints that do not match."""
 
 from collections.abc import Mapping
 
 from keras_wavg.files.checkpoint import Checkpoint
 from keras_wavg.files.hdf5.structure import Array
 
-_SHOWN = 5
+_MAX_LISTED = 5
 
 
-def mismatches(ours: Checkpoint, theirs: Checkpoint) -> dict[str, str]:
-    """What keeps the weights of two checkpoints from being averaged.
+def mismatches(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
+    """Find weights that are missing or of another shape or dtype.
 
     Args:
-        ours: A `Checkpoint`.
-        theirs: Another.
+        first: A `Checkpoint`.
+        second: Another `Checkpoint`.
 
     Returns:
-        Dict from the path inside of each variable to what is the matter.
+        Dict from the path of each such variable to a description.
     """
-    if ours.contents is theirs.contents:
+    if first.contents is second.contents:
         return {}
-    mine, other = ours.weights, theirs.weights
-    found = dict.fromkeys(mine.keys() - other.keys(), f"only in {ours.name}")
-    found |= dict.fromkeys(other.keys() - mine.keys(), f"only in {theirs.name}")
-    for path in mine.keys() & other.keys():
-        one, two = mine[path], other[path]
-        if one.shape != two.shape or one.dtype != two.dtype:
-            found[path] = f"{_kind(one)} against {_kind(two)}"
+    one, two = first.weights, second.weights
+    found = dict.fromkeys(one.keys() - two.keys(), f"only in {first.name}")
+    found |= dict.fromkeys(two.keys() - one.keys(), f"only in {second.name}")
+    for path in one.keys() & two.keys():
+        a, b = one[path], two[path]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            found[path] = f"{_describe(a)} against {_describe(b)}"
     return dict(sorted(found.items()))
 
 
-def are_renamed(ours: Checkpoint, theirs: Checkpoint) -> bool:
-    """Whether the same names of layers stand at other places."""
-    if ours.contents is theirs.contents:
+def are_reordered(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether the same layer names are at other paths."""
+    if first.contents is second.contents:
         return False
-    one, two = _names(ours), _names(theirs)
+    one, two = _layer_names(first), _layer_names(second)
     return one != two and sorted(one.values()) == sorted(two.values())
 
 
-def listed(problems: Mapping[str, str]) -> str:
-    """The first few problems, as a text."""
+def summary(problems: Mapping[str, str]) -> str:
+    """The first few mismatches, as text."""
     lines = [f"{path}: {problem}" for path, problem in problems.items()]
-    more = len(lines) - _SHOWN
-    return "; ".join(lines[:_SHOWN]) + (
+    more = len(lines) - _MAX_LISTED
+    return "; ".join(lines[:_MAX_LISTED]) + (
         f"; and {more} more" if more > 0 else ""
     )
 
 
-def _kind(array: Array) -> str:
+def _describe(array: Array) -> str:
     return f"{array.dtype} of shape {array.shape}"
 
 
-def _names(checkpoint: Checkpoint) -> dict[str, str]:
+def _layer_names(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         path: attributes["name"]
         for path, attributes in checkpoint.groups.items()

@@ -1,30 +1,32 @@
-"""How far the weights of two checkpoints are apart."""
+"""Compares the weights of two checkpoints."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy
 
 from keras_wavg.files import floats
-from keras_wavg.files.average_report import table
 from keras_wavg.files.checkpoint import Checkpoint
-from keras_wavg.files.checksum import crc32, require_whole, room_for_sums
+from keras_wavg.files.checkpoint_opener import CheckpointOpener
+from keras_wavg.files.checksum import check_archive_crc, crc32, empty_checksums
 from keras_wavg.files.comparison import mismatches
-from keras_wavg.files.opener import Opener
+from keras_wavg.files.error_text import printable
+from keras_wavg.files.progress_bar import progress_bar
 from keras_wavg.files.remote import AnyPath
-from keras_wavg.files.source import printable
-from keras_wavg.files.streaming import Block, Progress, blocks, for_each
+from keras_wavg.files.streaming import Block, Progress, blocks, for_each_block
+from keras_wavg.files.text_table import table
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two variables are apart.
+    """The distance between two variables.
 
     Args:
-        euclidean: Float, the norm of the difference.
-        relative: Float, the same, divided by the norm of the first.
-        largest: Float, the greatest absolute difference.
+        euclidean: Float, the Euclidean norm of the difference.
+        relative: Float, the same divided by the norm of the first variable.
+        largest: Float, the largest absolute difference of two elements.
     """
 
     euclidean: float
@@ -34,13 +36,14 @@ class Distance:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two checkpoints differ. Printed, it is a table.
+    """The difference between two checkpoints. `str` of it is a table.
 
     Args:
-        mismatches: Dict from the paths of variables that cannot be compared to
-            the reasons.
-        distances: Dict from the paths of the others to `Distance`s.
-        layers: Dict from paths to the names of layers, where files have them.
+        mismatches: Dict from the path of each variable that cannot be compared
+            to the reason.
+        distances: Dict from the path of each other variable to its `Distance`.
+        layers: Dict from the path of each variable to the name of its layer, as
+            far as the files contain it. Defaults to an empty one.
     """
 
     mismatches: Mapping[str, str]
@@ -48,15 +51,22 @@ class Difference:
     layers: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def is_none(self) -> bool:
-        """Whether all weights are the same numbers."""
-        apart = (distance.largest for distance in self.distances.values())
-        return not self.mismatches and not any(apart)
+    def weights_equal(self) -> bool:
+        """Whether all weights are equal."""
+        largest = (distance.largest for distance in self.distances.values())
+        return not self.mismatches and not any(largest)
+
+    def __repr__(self) -> str:
+        return (
+            f"Difference(weights_equal={self.weights_equal}, "
+            f"compared={len(self.distances)}, "
+            f"mismatches={len(self.mismatches)})"
+        )
 
     def __str__(self) -> str:
         rows = [
             (
-                self._named(path),
+                self._with_layer(path),
                 f"{d.euclidean:.6g}",
                 f"{d.relative:.3g}",
                 f"{d.largest:.6g}",
@@ -65,14 +75,14 @@ class Difference:
         ]
         header = ("variable", "distance", "relative", "largest")
         lines = [
-            f"{self._named(path)}: {why}"
-            for path, why in self.mismatches.items()
+            f"{self._with_layer(path)}: {reason}"
+            for path, reason in self.mismatches.items()
         ]
-        if self.is_none:
-            lines.append("the weights are the same")
+        if self.weights_equal:
+            lines.append("the weights are equal")
         return "\n".join([table(header, rows), *lines])
 
-    def _named(self, path: str) -> str:
+    def _with_layer(self, path: str) -> str:
         layer = self.layers.get(path, "")
         if layer in path.split("/") or not layer:
             return path
@@ -80,22 +90,24 @@ class Difference:
 
 
 def diff_checkpoints(
-    one: AnyPath, two: AnyPath, progress: Progress | None = None
+    filepath: AnyPath, other_filepath: AnyPath, *, verbose: Any = "auto"
 ) -> Difference:
     """Compare the weights of two checkpoints.
 
     Args:
-        one: A `.weights.h5`, sharded `.weights.json` or `.keras`, a folder of
-            Orbax, or the URL of one of these.
-        two: Another.
-        progress: See `inspect_checkpoint`.
+        filepath: `str` or `path`-like, a `.weights.h5`, sharded
+            `.weights.json` or `.keras` file, an Orbax directory, or the URL of
+            one of these.
+        other_filepath: `str` or `path`-like, the checkpoint to compare with.
+        verbose: `"auto"`, 0 or 1, whether to show a progress bar on standard
+            error. `"auto"` shows it on a terminal. Defaults to `"auto"`.
 
     Example:
 
     >>> import tempfile, keras, numpy, keras_wavg
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     paths = [f"{folder}/{name}.weights.h5" for name in "ab"]
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     paths = [f"{directory}/{name}.weights.h5" for name in "ab"]
     ...     for path, value in zip(paths, (1.0, 4.0)):
     ...         kernel, bias = numpy.ones((2, 1)), numpy.full(1, value)
     ...         model.set_weights([kernel, bias])
@@ -108,21 +120,25 @@ def diff_checkpoints(
         A `Difference`.
 
     Raises:
-        ValueError: If one is not a file as Keras writes it.
-        OSError: If one cannot be read.
+        ValueError: If a file is damaged or was not written by Keras.
+        OSError: If a file cannot be read.
     """
-    opener = Opener()
-    with opener.open(one) as ours, opener.open(two) as theirs:
-        problems = mismatches(ours, theirs)
+    opener = CheckpointOpener()
+    with (
+        opener.open(filepath) as first,
+        opener.open(other_filepath) as second,
+        progress_bar("comparing", verbose) as progress,
+    ):
+        problems = mismatches(first, second)
         return Difference(
             problems,
-            _distances(ours, theirs, problems, progress),
-            _layers(theirs) | _layers(ours),
+            _distances(first, second, problems, progress),
+            _layers(second) | _layers(first),
         )
 
 
 def _layers(checkpoint: Checkpoint) -> dict[str, str]:
-    """The names of the layers of variables."""
+    """The names of layers, by the paths of their variables."""
     groups = {path: path.rpartition("/")[0] for path in checkpoint.weights}
     attributes = {
         path: checkpoint.groups.get(group, {}) for path, group in groups.items()
@@ -133,39 +149,39 @@ def _layers(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _distances(
-    ours: Checkpoint,
-    theirs: Checkpoint,
+    first: Checkpoint,
+    second: Checkpoint,
     problems: Mapping[str, str],
     progress: Progress | None,
 ) -> dict[str, Distance]:
-    arrays = {p: a for p, a in ours.weights.items() if p not in problems}
-    sums = room_for_sums(arrays), room_for_sums(arrays)
-    squares = numpy.zeros((len(sums[0]), 3))
+    arrays = {p: a for p, a in first.weights.items() if p not in problems}
+    checksums = empty_checksums(arrays), empty_checksums(arrays)
+    # Of each block: squared distance, squared norm, largest difference.
+    measures = numpy.zeros((len(checksums[0]), 3))
 
     def work(block: Block) -> None:
-        one = _values(ours, block, sums[0])
-        two = _values(theirs, block, sums[1])
+        one = _values(first, block, checksums[0])
+        two = _values(second, block, checksums[1])
         apart = numpy.abs(one - two)
-        squares[block.index] = apart @ apart, one @ one, apart.max()
+        measures[block.index] = apart @ apart, one @ one, apart.max()
 
-    for_each(work, arrays, progress)
-    require_whole(ours, arrays, sums[0])
-    require_whole(theirs, arrays, sums[1])
-    found = {path: numpy.zeros(3) for path in arrays}
+    for_each_block(work, arrays, progress)
+    check_archive_crc(first, arrays, checksums[0])
+    check_archive_crc(second, arrays, checksums[1])
+    totals = {path: numpy.zeros(3) for path in arrays}
     for block in blocks(arrays):
-        row = squares[block.index]
-        old = found[block.path]
-        old[:2] += row[:2]
-        old[2] = numpy.maximum(old[2], row[2])
-    return {path: _distance(*found[path]) for path in arrays}
+        row, total = measures[block.index], totals[block.path]
+        total[:2] += row[:2]
+        total[2] = numpy.maximum(total[2], row[2])
+    return {path: _distance(*totals[path]) for path in arrays}
 
 
 def _values(
-    checkpoint: Checkpoint, block: Block, sums: floats.Numbers
+    checkpoint: Checkpoint, block: Block, checksums: floats.Numbers
 ) -> floats.Numbers:
     data = numpy.empty(block.nbytes, "uint8")
     checkpoint.read_into(data.data, block)
-    sums[block.index] = crc32(data)
+    checksums[block.index] = crc32(data)
     dtype = checkpoint.arrays[block.path].dtype
     if dtype in floats.FLOATS:
         return floats.decode(data, dtype).astype("float64")

@@ -1,25 +1,32 @@
-"""Does what was planned, and writes the output."""
+"""Averages checkpoints according to a plan."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
 
-from keras_wavg.files.average_report import AverageReport, SourceReport
-from keras_wavg.files.file_plan import FilePlan
-from keras_wavg.files.orbax.conversion import config, is_converted, write_file
-from keras_wavg.files.outputs import Written, opened
-from keras_wavg.files.planning import planned
-from keras_wavg.files.remote import folder_for
-from keras_wavg.files.reports import report_of
-from keras_wavg.files.streaming import (
-    WHOLE,
-    Block,
-    Progress,
-    Share,
-    for_each,
+from keras_wavg.files.average_report import (
+    AverageReport,
+    SourceReport,
+    final_report,
 )
-from keras_wavg.files.summing import Summing
+from keras_wavg.files.block_averager import BlockAverager
+from keras_wavg.files.file_plan import FilePlan
+from keras_wavg.files.open_output import CheckpointOutput, open_output
+from keras_wavg.files.open_plan import open_plan
+from keras_wavg.files.orbax.conversion import (
+    is_converted,
+    model_config,
+    write_keras_file,
+)
+from keras_wavg.files.remote import temporary_directory_for
+from keras_wavg.files.streaming import (
+    SINGLE_PROCESS,
+    Block,
+    Process,
+    Progress,
+    for_each_block,
+)
 
 
 def execute(
@@ -29,18 +36,18 @@ def execute(
     strict: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
-    made_of: Sequence[SourceReport] | None = None,
+    sources: Sequence[SourceReport] | None = None,
 ) -> AverageReport:
-    """Do what was planned, and write the output, whole or not at all.
+    """Average checkpoints, and write the output atomically.
 
     Args:
         plan: A `FilePlan`.
-        output: `pathlib.Path` of the file to write.
-        strict: See `average_checkpoints`.
-        overwrite: See `average_checkpoints`.
-        progress: See `average_checkpoints`.
-        made_of: Sequence of `SourceReport`s of what the checkpoints were made
-            of themselves, to be named in their place, or `None`.
+        output: `pathlib.Path` of the output.
+        strict: See `average_checkpoints`. Defaults to `True`.
+        overwrite: See `average_checkpoints`. Defaults to `False`.
+        progress: A `Progress` or `None`. Defaults to `None`.
+        sources: Sequence of `SourceReport`s to name instead of the checkpoints
+            of the plan, or `None`. Defaults to `None`.
 
     Returns:
         An `AverageReport`.
@@ -49,18 +56,18 @@ def execute(
         See `average_checkpoints`.
     """
     if is_converted(plan, output):
-        return _converted(
+        return _average_and_convert(
             plan, output, strict=strict, overwrite=overwrite, progress=progress
         )
-    with opened(plan, output, overwrite=overwrite) as made:
-        summing = Summing(plan, made, strict=strict)
-        work(plan, summing, made, progress=progress)
-        report = report_of(plan, summing, output, made_of)
-        made.finish(report.provenance())
+    with open_output(plan, output, overwrite=overwrite) as opened:
+        averager = BlockAverager(plan, opened, strict=strict)
+        write_arrays(plan, averager, opened, progress=progress)
+        report = final_report(plan, averager, output, sources)
+        opened.finish(report.provenance())
     return report
 
 
-def _converted(
+def _average_and_convert(
     plan: FilePlan,
     output: Path,
     *,
@@ -68,60 +75,64 @@ def _converted(
     overwrite: bool,
     progress: Progress | None,
 ) -> AverageReport:
-    """The average of folders of Orbax, as a file."""
-    text = config(plan)  # It may be missing: before all is averaged.
-    with folder_for(output) as folder:
-        step = folder / "0"
+    """Average Orbax checkpoints, and write the average as a file of Keras."""
+    config = model_config(plan)  # fails early if there is none
+    with temporary_directory_for(output) as directory:
+        step = directory / "0"
         mean = execute(plan, step, strict=strict, progress=progress)
-        file = write_file(step, text, folder / output.name)
-        with planned([file]) as converted:
+        file = write_keras_file(step, config, directory / output.name)
+        with open_plan([file]) as converted:
             return execute(
-                converted, output, overwrite=overwrite, made_of=mean.sources
+                converted, output, overwrite=overwrite, sources=mean.sources
             )
 
 
-def work(
+def write_arrays(
     plan: FilePlan,
-    summing: Summing,
-    made: Written,
+    averager: BlockAverager,
+    output: CheckpointOutput,
     *,
-    share: Share = WHOLE,
+    process: Process = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> None:
-    """Write the arrays of the output, or a share of them.
+    """Write the arrays of the output, or the share of this process.
 
     Args:
         plan: A `FilePlan`.
-        summing: A `Summing` of it.
-        made: What is written.
-        share: See `Share`.
-        progress: See `average_checkpoints`.
+        averager: The `BlockAverager` of the plan.
+        output: A `CheckpointOutput`.
+        process: The `Process`. Defaults to a single process.
+        progress: A `Progress` or `None`. Defaults to `None`.
 
     Raises:
         See `average_checkpoints`.
     """
-    progress = _of_all(plan, progress)
-    for_each(summing.work, summing.arrays, progress, share)
-    _carry(plan, made, share)
+    progress = _progress_of_all(plan, progress)
+    for_each_block(averager.average, averager.arrays, progress, process)
+    _copy_other_parts(plan, output, process)
     for checkpoint in plan.checkpoints:
         checkpoint.check_unchanged()
 
 
-def _of_all(plan: FilePlan, progress: Progress | None) -> Progress | None:
-    """The progress in bytes of all checkpoints, given that in those of one."""
+def _progress_of_all(
+    plan: FilePlan, progress: Progress | None
+) -> Progress | None:
+    """Scale the bytes of one checkpoint to those of all checkpoints."""
     count = len(plan.checkpoints)
     if progress is None:
         return None
     return lambda done, total: progress(count * done, count * total)
 
 
-def _carry(plan: FilePlan, output: Written, share: Share) -> None:
+def _copy_other_parts(
+    plan: FilePlan, output: CheckpointOutput, process: Process
+) -> None:
     last = plan.last
-    carried = {p: last.arrays[p] for p in plan.copied if p not in last.weights}
+    arrays = {p: last.arrays[p] for p in plan.copied if p not in last.weights}
 
     def copy(block: Block) -> None:
         data = numpy.empty(block.nbytes, "uint8")
         last.read_into(data.data, block)
         output.write(data.data, block)
 
-    for_each(copy, carried, share=share)
+    for_each_block(copy, arrays, process=process)

@@ -1,4 +1,4 @@
-"""What an averaging of checkpoints will do, decided before any is read."""
+"""Plans an average of checkpoints before any weights are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,33 +8,37 @@ from typing import Any
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.files.checkpoint import Checkpoint
-from keras_wavg.files.comparison import are_renamed, listed, mismatches
-from keras_wavg.files.factors import Factors, require_exact
+from keras_wavg.files.comparison import are_reordered, mismatches, summary
 from keras_wavg.files.floats import FLOATS
 from keras_wavg.files.hdf5.structure import Array, Structure
+from keras_wavg.files.scaled_coefficients import (
+    ScaledCoefficients,
+    check_cancellation,
+)
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """What becomes of the checkpoints.
+    """Which arrays of checkpoints are averaged, compared, copied and dropped.
 
     Args:
-        checkpoints: Sequence of `Checkpoint`s, of which the last gives the
-            structure of the output, and whatever is not averaged.
-        factors: `Factors`, one for each.
+        checkpoints: Sequence of `Checkpoint`s. The structure of the output is
+            that of the last one.
+        coefficients: `ScaledCoefficients`, one for each checkpoint.
         averaged: Set of the paths of arrays that are averaged.
-        compared: Set of the paths of arrays that must be equal in all.
-        copied: Dict from the paths of arrays that are taken from the last
-            checkpoint, to the reasons.
-        dropped: Dict from the paths of arrays that are left out, to the
-            reasons.
-        notes: Sequence of strings, what else a user may want to know.
-        config_of: `pathlib.Path` of a `.keras` that gives nothing but its
+        compared: Set of the paths of arrays that must be equal in all
+            checkpoints.
+        copied: Dict from the path of each array that is copied from the last
+            checkpoint to the reason.
+        dropped: Dict from the path of each array that is not written to the
+            reason.
+        notes: Sequence of strings, remarks for the report.
+        config_of: `pathlib.Path` of a `.keras` file that contributes only its
             config, or `None`.
     """
 
     checkpoints: Sequence[Checkpoint]
-    factors: Factors
+    coefficients: ScaledCoefficients
     averaged: frozenset[str]
     compared: frozenset[str]
     copied: Mapping[str, str]
@@ -44,12 +48,12 @@ class FilePlan:
 
     @property
     def last(self) -> Checkpoint:
-        """The checkpoint that all else is taken from."""
+        """The checkpoint that everything else is copied from."""
         return self.checkpoints[-1]
 
     @property
     def all_match(self) -> bool:
-        """Whether all have the same variables, read in the same blocks."""
+        """Whether all checkpoints have the same weights in the same blocks."""
         part_of = self.last.contents.part_of
         paths = {*self.copied, *self.dropped}
         return not any(part_of(path) == "weights" for path in paths) and all(
@@ -62,9 +66,8 @@ class FilePlan:
     @property
     def arrays(self) -> dict[str, Array]:
         """The arrays of the output."""
-        kept = self.averaged | self.compared | self.copied.keys()
-        arrays = self.last.arrays
-        return {path: arrays[path] for path in arrays if path in kept}
+        written = self.averaged | self.compared | self.copied.keys()
+        return {p: a for p, a in self.last.arrays.items() if p in written}
 
     @property
     def structure(self) -> Structure:
@@ -81,19 +84,19 @@ class FilePlan:
 
 def make_plan(
     checkpoints: Sequence[Checkpoint],
-    factors: Factors,
+    coefficients: ScaledCoefficients,
     *,
     strict: bool,
     optimizer: str,
     include: Include = None,
 ) -> FilePlan:
-    """Decide what becomes of each array.
+    """Plan what is done with each array.
 
     Args:
         checkpoints: See `FilePlan`.
-        factors: See `FilePlan`.
+        coefficients: See `FilePlan`.
         strict: Boolean, whether all must have the same variables.
-        optimizer: `"drop"`, or `"last"` to take over the last one's state.
+        optimizer: `"drop"`, or `"last"` to copy the optimizer's state.
         include: See `average_checkpoints`.
 
     Returns:
@@ -103,10 +106,11 @@ def make_plan(
         ValueError: If checkpoints do not match, or nothing can be averaged.
     """
     last = checkpoints[-1]
-    _require_one_kind(checkpoints)
-    chosen = arguments.predicate(include)
-    unshared = _unshared(checkpoints, chosen, strict=strict)
-    unshared |= _left_out(last, include)
+    _check_formats(checkpoints)
+    unshared = _unshared(
+        checkpoints, arguments.predicate(include), strict=strict
+    )
+    unshared |= _excluded(last, include)
     shared = {p: a for p, a in last.weights.items() if p not in unshared}
     averaged = {p for p, a in shared.items() if a.dtype in FLOATS}
     if not averaged:
@@ -115,56 +119,55 @@ def make_plan(
             f"Received: {[c.name for c in checkpoints]}, which share "
             f"{sorted(shared) or 'none'}"
         )
-    require_exact(factors, {shared[path].dtype for path in averaged})
+    check_cancellation(coefficients, {shared[path].dtype for path in averaged})
     part_of = last.contents.part_of
-    rest = {p: part_of(p) for p in last.arrays if p not in last.weights}
-    carried = _carried(last, rest, optimizer)
+    others = {p: part_of(p) for p in last.arrays if p not in last.weights}
+    copied = _copied(last, others, optimizer)
     return FilePlan(
         checkpoints,
-        factors,
+        coefficients,
         averaged=frozenset(averaged),
         compared=frozenset(shared.keys() - averaged),
-        copied={p: unshared[p] for p in last.weights if p in unshared}
-        | carried,
+        copied={p: unshared[p] for p in last.weights if p in unshared} | copied,
         dropped={p: unshared[p] for p in unshared if p not in last.weights}
-        | {path: rest[path] for path in rest if path not in carried},
+        | {path: others[path] for path in others if path not in copied},
         notes=_notes(checkpoints),
     )
 
 
-def _require_one_kind(checkpoints: Sequence[Checkpoint]) -> None:
+def _check_formats(checkpoints: Sequence[Checkpoint]) -> None:
     last = checkpoints[-1]
     for checkpoint in checkpoints:
         if type(checkpoint) is not type(last):
             raise ValueError(
-                "Checkpoints must be all files or all folders of Orbax, which "
-                "have other paths for the same variables. Received: "
-                f"{checkpoint.name} and {last.name}. Average each folder to a "
-                "file first, alone."
+                "Checkpoints must be either all files or all Orbax "
+                "directories, as these have different paths for the same "
+                f"variables. Received: {checkpoint.name} and {last.name}. "
+                "Convert each directory to a file first, by averaging it alone."
             )
 
 
-def _left_out(last: Checkpoint, include: Include) -> dict[str, str]:
-    """What is not included, and the reason."""
+def _excluded(last: Checkpoint, include: Include) -> dict[str, str]:
+    """The variables that `include` excludes, with the reason."""
     if not last.weights:
         raise ValueError(
             "Checkpoints must have at least one weight. Received: "
-            f"{last.name}, without"
+            f"{last.name}, which has none"
         )
-    chosen = arguments.predicate(include)
-    left_out = [path for path in last.weights if not chosen(path)]
-    if len(left_out) == len(last.weights):
+    is_included = arguments.predicate(include)
+    excluded = [path for path in last.weights if not is_included(path)]
+    if len(excluded) == len(last.weights):
         raise ValueError(
             "`include` must match the path of at least one variable. Received: "
-            f"include={include!r}, for variables as {left_out[:3]}. "
-            "`keras_wavg.inspect_checkpoint` shows all."
+            f"include={include!r}, for variables such as {excluded[:3]}. "
+            "`keras_wavg.inspect_checkpoint` lists them all."
         )
-    return dict.fromkeys(left_out, "not in `include`")
+    return dict.fromkeys(excluded, "not in `include`")
 
 
 def _unshared(
     checkpoints: Sequence[Checkpoint],
-    chosen: Callable[[str], Any],
+    is_included: Callable[[str], Any],
     *,
     strict: bool,
 ) -> dict[str, str]:
@@ -172,39 +175,40 @@ def _unshared(
     unshared: dict[str, str] = {}
     for checkpoint in checkpoints[:-1]:
         found = mismatches(checkpoint, last)
-        problems = {path: found[path] for path in found if chosen(path)}
+        problems = {path: found[path] for path in found if is_included(path)}
         if strict and problems:
             raise ValueError(
                 "Checkpoints must have the same variables to be averaged. "
                 f"Received: {checkpoint.name} and {last.name}, which differ: "
-                f"{listed(problems)}. Pass `strict=False` to average what all "
-                "have and take the rest from the last one."
+                f"{summary(problems)}. Pass `strict=False` to average the "
+                "variables that all have, and copy the others from the last "
+                "checkpoint."
             )
         unshared |= problems
     return unshared
 
 
-def _carried(
-    last: Checkpoint, rest: Mapping[str, str], optimizer: str
+def _copied(
+    last: Checkpoint, others: Mapping[str, str], optimizer: str
 ) -> dict[str, str]:
-    carried = {p: part for p, part in rest.items() if part == "random state"}
+    """The arrays besides weights that are copied, with their parts."""
+    copied = {p: part for p, part in others.items() if part == "random state"}
     if optimizer == "drop":
-        return carried
-    state = {path: part for path, part in rest.items() if part == "optimizer"}
+        return copied
+    state = {path: part for path, part in others.items() if part == "optimizer"}
     if not state:
         raise ValueError(
             "With `optimizer='last'`, the last checkpoint must have the state "
             f"of an optimizer. Received: {last.name}, which has none. Pass "
             "`optimizer='drop'`."
         )
-    return carried | state
+    return copied | state
 
 
 def _notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
     last = checkpoints[-1]
     return [
-        f"{checkpoint.name} has the same layer names as {last.name}, at other "
-        "places"
+        f"{checkpoint.name} has the layer names of {last.name} in another order"
         for checkpoint in checkpoints[:-1]
-        if are_renamed(checkpoint, last)
+        if are_reordered(checkpoint, last)
     ]

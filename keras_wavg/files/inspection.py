@@ -1,4 +1,4 @@
-"""What is in a checkpoint."""
+"""Describes the contents of a checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -6,37 +6,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_wavg.files.average_report import table
 from keras_wavg.files.checkpoint import PARTS, Checkpoint
+from keras_wavg.files.checkpoint_opener import CheckpointOpener
 from keras_wavg.files.checksum import (
     checksum,
+    is_current_format,
     is_unchanged,
-    sees_order,
     short,
 )
+from keras_wavg.files.error_text import printable
 from keras_wavg.files.hdf5.structure import Array
-from keras_wavg.files.opener import Opener
+from keras_wavg.files.progress_bar import progress_bar
 from keras_wavg.files.remote import AnyPath
-from keras_wavg.files.source import printable
-from keras_wavg.files.streaming import Progress
-from keras_wavg.profile import ATTRIBUTE, Profile
+from keras_wavg.files.text_table import table
+from keras_wavg.profile import ATTRIBUTE, PARSING_ERRORS, Profile
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a checkpoint. Printed, it is a table.
+    """The contents of a checkpoint. `str` of it is a table.
 
     Args:
-        path: `pathlib.Path` of the file.
+        path: `pathlib.Path` of the checkpoint.
         arrays: Dict from the path of each variable to its `Array`.
-        parts: Dict from the path of each variable to what it is a part of:
-            `"weights"`, `"random state"`, `"optimizer"`, `"metrics"` or
-            `"average"`.
-        provenance: Dict that `average_checkpoints` left in the file, or `None`.
-        checksum: String, of the weights.
-        is_unchanged: Boolean, whether the weights have the checksum that they
-            were written with, or `None` where nobody knows it.
-        profile: String, what `Profile` the weights carry, or `None`.
+        parts: Dict from the path of each variable to the part of the checkpoint
+            that it belongs to: `"weights"`, `"random state"`, `"optimizer"`,
+            `"metrics"` or `"average"`.
+        provenance: Dict of the sources and the checksum that
+            `average_checkpoints` saved in the file, or `None`.
+        checksum: String, the checksum of the weights.
+        is_unchanged: Boolean, whether the weights still have the saved
+            checksum, or `None` if no checksum was saved.
+        profile: String, the `Profile` that was saved with the weights, or
+            `None`.
     """
 
     path: Path
@@ -46,6 +48,13 @@ class Inspection:
     checksum: str
     is_unchanged: bool | None
     profile: str | None
+
+    def __repr__(self) -> str:
+        return (
+            f"Inspection(path={str(self.path)!r}, variables={len(self.arrays)}"
+            f", checksum={short(self.checksum)!r}, "
+            f"is_unchanged={self.is_unchanged}, profile={self.profile!r})"
+        )
 
     def __str__(self) -> str:
         rows = [
@@ -70,41 +79,39 @@ class Inspection:
         if self.provenance is None:
             return []
         rows = [
-            (
-                s["path"],
-                f"{s['coefficient']:.6g}",
-                short(s["checksum"]),
-            )
+            (s["path"], f"{s['coefficient']:.6g}", short(s["checksum"]))
             for s in self.provenance["sources"]
         ]
         header = ("averaged from", "coefficient", "checksum")
         state = "unchanged since" if self.is_unchanged else "CHANGED SINCE"
-        if self.is_unchanged and not sees_order(self.provenance["checksum"]):
+        is_current = is_current_format(self.provenance["checksum"])
+        if self.is_unchanged and not is_current:
             state += (
-                ", or reordered: the checksum was made by an earlier version "
-                "and does not see order"
+                ", or reordered: the checksum was made by an earlier version, "
+                "which did not detect a change of order"
             )
         return [table(header, rows), f"weights: {state}"]
 
 
 def inspect_checkpoint(
-    path: AnyPath, progress: Progress | None = None
+    filepath: AnyPath, *, verbose: Any = "auto"
 ) -> Inspection:
     """Describe the contents of a checkpoint.
 
     Args:
-        path: A `.weights.h5`, sharded `.weights.json` or `.keras`, a folder of
-            Orbax, or the URL of one of these.
-        progress: Function that is called with the bytes done and the bytes in
-            all, or `None`.
+        filepath: `str` or `path`-like, a `.weights.h5`, sharded
+            `.weights.json` or `.keras` file, an Orbax directory, or the URL of
+            one of these.
+        verbose: `"auto"`, 0 or 1, whether to show a progress bar on standard
+            error. `"auto"` shows it on a terminal. Defaults to `"auto"`.
 
     Example:
 
     >>> import tempfile, keras, keras_wavg
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     model.save_weights(f"{folder}/a.weights.h5")
-    ...     found = keras_wavg.inspect_checkpoint(f"{folder}/a.weights.h5")
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     model.save_weights(f"{directory}/a.weights.h5")
+    ...     found = keras_wavg.inspect_checkpoint(f"{directory}/a.weights.h5")
     >>> {path: array.shape for path, array in found.arrays.items()}
     {'layers/dense/vars/0': (2, 1), 'layers/dense/vars/1': (1,)}
 
@@ -112,25 +119,30 @@ def inspect_checkpoint(
         An `Inspection`.
 
     Raises:
-        ValueError: If it is not a file as Keras writes it.
-        OSError: If it cannot be read.
+        ValueError: If the file is damaged or was not written by Keras.
+        OSError: If the file cannot be read.
     """
-    with Opener().open(path) as checkpoint:
+    with (
+        CheckpointOpener().open(filepath) as checkpoint,
+        progress_bar("reading", verbose) as progress,
+    ):
         own = checksum(checkpoint, progress)
-        kept = _provenance(checkpoint)
+        provenance = _provenance(checkpoint)
         return Inspection(
-            checkpoint.given,
+            checkpoint.location,
             dict(checkpoint.arrays),
             {p: checkpoint.contents.part_of(p) for p in checkpoint.arrays},
-            kept,
+            provenance,
             own,
-            is_unchanged(checkpoint, own, kept["checksum"]) if kept else None,
+            is_unchanged(checkpoint, own, provenance["checksum"])
+            if provenance
+            else None,
             _profile(checkpoint.attributes.get(ATTRIBUTE)),
         )
 
 
 def _profile(text: str | None) -> str | None:
-    """What an attribute says, if it is of our making."""
+    """The saved profile, or `None` if it is invalid."""
     try:
         return None if text is None else str(Profile.from_json(text))
     except ValueError:
@@ -138,9 +150,9 @@ def _profile(text: str | None) -> str | None:
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What an attribute says, if it is of our making."""
+    """The saved provenance, or `None` if it is invalid."""
     try:
-        kept = json.loads(checkpoint.provenance or "null")
+        saved = json.loads(checkpoint.provenance or "null")
         return {
             "sources": [
                 {
@@ -148,15 +160,9 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any] | None:
                     "coefficient": float(source["coefficient"]),
                     "checksum": printable(str(source["checksum"])),
                 }
-                for source in kept["sources"]
+                for source in saved["sources"]
             ],
-            "checksum": printable(str(kept["checksum"])),
+            "checksum": printable(str(saved["checksum"])),
         }
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        OverflowError,
-        RecursionError,
-    ):
+    except PARSING_ERRORS:
         return None

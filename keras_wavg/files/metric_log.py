@@ -1,38 +1,39 @@
-"""The metrics of each epoch, from a file of Keras' `CSVLogger`."""
+"""Reads a metric from the file of a `CSVLogger`."""
 
 import csv
 from pathlib import Path
 
-from keras_wavg.files.source import brief
+from keras_wavg.files.error_text import brief
 
 
-def logged(path: Path, metric: str) -> dict[int, float]:
-    """A metric by epoch, which counts from 1 on, as in the names of files.
+def read_metric(path: Path, monitor: str) -> dict[int, float]:
+    """Read the values of a metric, by epoch.
 
     Args:
         path: `pathlib.Path` of the file.
-        metric: String, the name of a column.
+        monitor: String, the name of the metric.
 
     Returns:
-        Dict from integers to floats, without epochs that have no number.
+        Dict from epochs, which start at 1 as in file names, to floats. Epochs
+        without a number are missing.
 
     Raises:
-        ValueError: If it is not such a file.
-        OSError: If it cannot be read.
+        ValueError: If it is not a file of `CSVLogger`, or lacks the metric.
+        OSError: If the file cannot be read.
     """
+    received = f"Received: csv_log={str(path)!r}"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(
-            "`log` must be a file of `CSVLogger`. Received: "
-            f"log={str(path)!r}: {error}"
+            f"`csv_log` must be a file of `CSVLogger`. {received}: {error}"
         ) from error
     columns = list(rows[0]) if rows else []
-    if metric not in columns or "epoch" not in columns:
+    if monitor not in columns or "epoch" not in columns:
         raise ValueError(
-            f"`log` must have the columns `epoch` and `{metric}`. Received: "
-            f"log={str(path)!r}, with {brief(str(columns))}"
+            f"`csv_log` must have the columns `epoch` and `{monitor}`. "
+            f"{received}, with {brief(str(columns))}"
         )
     values = {}
     for number, row in enumerate(rows, start=2):
@@ -40,10 +41,10 @@ def logged(path: Path, metric: str) -> dict[int, float]:
             epoch = int(row["epoch"])
         except (TypeError, ValueError) as error:
             raise ValueError(
-                "`log` must have an integer `epoch` in each row. Received: "
-                f"log={str(path)!r}, row {number}: {brief(str(row))}"
+                "`csv_log` must have an integer `epoch` in each row. "
+                f"{received}, row {number}: {brief(str(row))}"
             ) from error
-        values[epoch + 1] = _float(row[metric])
+        values[epoch + 1] = _float(row[monitor])
     return {e: value for e, value in values.items() if value is not None}
 
 

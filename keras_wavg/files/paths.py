@@ -1,4 +1,4 @@
-"""The files that are asked for: what is to be read, and what is written."""
+"""Validates the paths of checkpoints to read and of the output to write."""
 
 import os
 import re
@@ -9,51 +9,77 @@ from typing import NoReturn
 from keras_wavg import atomic
 from keras_wavg.files.checkpoint import SUFFIXES, suffix_of
 from keras_wavg.files.file_plan import FilePlan
-from keras_wavg.files.foreign import kind_named
-from keras_wavg.files.orbax.reading import OrbaxCheckpoint
-from keras_wavg.files.orbax.steps import all_steps, is_orbax
-from keras_wavg.files.remote import is_remote, located, target_of
+from keras_wavg.files.orbax.orbax_checkpoint import OrbaxCheckpoint
+from keras_wavg.files.orbax.steps import is_orbax, select_steps
+from keras_wavg.files.remote import as_path, is_remote, target_of
 from keras_wavg.files.shards import shards_beside
+from keras_wavg.files.unsupported_formats import format_of_name
 
 Paths = Sequence[str | os.PathLike[str]]
 
 
-def refuse_output(output: Path, *, overwrite: bool, paths: Paths = ()) -> None:
-    """Refuse a file, or a folder of Orbax, that cannot be written.
+def checkpoint_paths(
+    filepaths: Paths, steps: Sequence[int] | None = None
+) -> list[Path]:
+    """The arguments `filepaths` and `steps` as a list of paths."""
+    if isinstance(filepaths, (str, os.PathLike)):
+        raise ValueError(  # noqa: TRY004
+            "`filepaths` must be a list of checkpoints. Received: "
+            f"filepaths={filepaths!r}. See `keras_wavg.select_checkpoints` for "
+            "those in a directory."
+        )
+    paths = [as_path(path) for path in filepaths]
+    if not paths:
+        raise ValueError(
+            "`filepaths` must have at least one checkpoint. Received: none"
+        )
+    return paths if steps is None else select_steps(paths, steps)
+
+
+def check_output(output: Path, *, overwrite: bool, paths: Paths = ()) -> None:
+    """Refuse an output that cannot be written.
 
     Args:
-        output: See `average_checkpoints`.
+        output: `pathlib.Path` of the output.
         overwrite: See `average_checkpoints`.
-        paths: See `average_checkpoints`. What is made of checkpoints of Orbax
-            may be one.
+        paths: Sequence of the checkpoints to average. The output may be an
+            Orbax directory only if they are Orbax checkpoints.
+
+    Raises:
+        ValueError: If the name has none of the supported suffixes.
+        FileNotFoundError: If the directory of the output is missing.
+        FileExistsError: If the output exists and `overwrite` is false.
     """
-    is_folder = not output.name.endswith(SUFFIXES) and any(
-        is_orbax(located(path)) for path in paths
+    is_directory = not output.name.endswith(SUFFIXES) and any(
+        is_orbax(as_path(path)) for path in paths
     )
-    if is_folder:
-        _require_free_root(output)
+    if is_directory:
+        _check_orbax_root(output)
     else:
-        suffix_of(output, "output")
-    # Where objects are stored, there are no folders.
+        suffix_of(output, "output_filepath")
+    # Object stores have no directories.
     if not is_remote(output) and not output.parent.is_dir():
         raise FileNotFoundError(
-            "The folder of `output` must exist. Received: "
-            f"output={str(output)!r}"
+            "The directory of `output_filepath` must exist. Received: "
+            f"output_filepath={str(output)!r}"
         )
-    if not is_folder and (
+    if not is_directory and (
         output.is_dir() or (output.exists() and not overwrite)
     ):
         _refuse_existing(output)
 
 
-def step_of(plan: FilePlan, output: Path, *, overwrite: bool) -> Path:
-    """The folder that is written for a checkpoint of Orbax.
+def step_to_write(plan: FilePlan, output: Path, *, overwrite: bool) -> Path:
+    """The directory of the step to write, for Orbax checkpoints.
 
     Args:
         plan: A `FilePlan`.
-        output: `pathlib.Path` of the folder of a step, if its name is a
-            number, or of a root, which gets the step of the last checkpoint.
-        overwrite: Boolean, whether the step may be there.
+        output: `pathlib.Path` of the step if its name is a number, or else of
+            its parent directory. Then the step is that of the last checkpoint.
+        overwrite: Boolean, whether the step may exist.
+
+    Raises:
+        FileExistsError: If the step exists and `overwrite` is false.
     """
     name = plan.last.path.name
     is_step = re.fullmatch(r"\d+", output.name) is not None
@@ -63,52 +89,37 @@ def step_of(plan: FilePlan, output: Path, *, overwrite: bool) -> Path:
     return step
 
 
-def _require_free_root(output: Path) -> None:
-    if kind := kind_named(output.name):
+def _check_orbax_root(output: Path) -> None:
+    if found := format_of_name(output.name):
         raise ValueError(
-            "`output` must end in '.weights.h5', '.weights.json' or '.keras', "
-            "or be a folder, which has none of these endings. Received: "
-            f"output={str(output)!r}, which looks like {kind.name}"
+            "`output_filepath` must end in '.weights.h5', '.weights.json' or "
+            "'.keras', or be a directory with no such suffix. Received: "
+            f"output_filepath={str(output)!r}, which looks like {found.name}"
         )
-    # Another process may have begun to write.
+    # Another process may have started to write.
     is_empty = output.is_dir() and all(
         path.name.startswith(atomic.PREFIX) for path in output.iterdir()
     )
     if output.exists() and not is_empty and not is_orbax(output):
         raise FileExistsError(
-            "`output` must be a new folder, or one of Orbax. Received: "
-            f"output={str(output)!r}"
+            "`output_filepath` must be a new directory or an Orbax directory. "
+            f"Received: output_filepath={str(output)!r}"
         )
 
 
 def _refuse_existing(output: Path) -> NoReturn:
     raise FileExistsError(
-        "`output` must not exist, unless `overwrite=True`. Received: "
-        f"output={str(output)!r}"
+        "`output_filepath` must not exist, unless `overwrite=True`. Received: "
+        f"output_filepath={str(output)!r}"
     )
 
 
-def checked(paths: Paths, steps: Sequence[int] | None = None) -> list[Path]:
-    """The arguments `paths` and `steps`."""
-    if isinstance(paths, (str, os.PathLike)):
-        raise ValueError(  # noqa: TRY004
-            "`paths` must be a list of checkpoints. Received: "
-            f"paths={paths!r}. See `keras_wavg.select_checkpoints` for those "
-            "in a folder."
-        )
-    given = [located(path) for path in paths]
-    if not given:
-        raise ValueError(
-            "`paths` must have at least one checkpoint. Received: none"
-        )
-    return given if steps is None else all_steps(given, steps)
-
-
-def archive_like(plan: FilePlan, output: Path) -> Path | None:
-    """The `.keras` file whose config a `.keras` output takes, if there is one.
+def config_archive(plan: FilePlan, output: Path) -> Path | None:
+    """The `.keras` file whose config is copied to a `.keras` output, if any.
 
     Raises:
-        ValueError: If it needs one, or if a checkpoint would be replaced.
+        ValueError: If no checkpoint has the config that the output needs, or
+            if the output would replace a checkpoint.
     """
     _refuse_input(plan, output)
     if isinstance(plan.last, OrbaxCheckpoint):
@@ -120,22 +131,23 @@ def archive_like(plan: FilePlan, output: Path) -> Path | None:
     ]
     if output.name.endswith(".keras") and not archives:
         raise ValueError(
-            "A `.keras` file has the config of the model, which only another "
-            f"one has. Received: output={str(output)!r} and no `.keras` among "
-            "`paths`. Write a `.weights.h5`, or add one with weight 0."
+            "A `.keras` output needs the config of the model, which is copied "
+            "from a `.keras` file. Received: "
+            f"output_filepath={str(output)!r} and no `.keras` file in "
+            "`filepaths`. Write a `.weights.h5` file, or add a `.keras` file "
+            "with weight 0."
         )
     return archives[-1] if output.name.endswith(".keras") else None
 
 
 def _refuse_input(plan: FilePlan, output: Path) -> None:
-    """Refuse an output that would replace a checkpoint, as a shard may."""
     target = target_of(output)
     beside = [] if is_remote(output) else shards_beside(target)
     for path in (target, *beside):
         if any(checkpoint.is_at(path) for checkpoint in plan.checkpoints):
             raise ValueError(
-                "`output` must not be one of the checkpoints that are "
-                "averaged, nor have a shard of the name of one. Received: "
-                f"output={str(output)!r}, which would replace {str(path)!r}. "
-                "Choose another name."
+                "Neither `output_filepath` nor one of its shards may be one of "
+                "the averaged checkpoints. Received: "
+                f"output_filepath={str(output)!r}, which would replace "
+                f"{str(path)!r}. Choose another name."
             )

@@ -1,6 +1,6 @@
-"""Checkpoints on other machines, by their URLs.
+"""Checkpoints on other machines, by URL.
 
-`universal_pathlib` gives URLs the methods of `pathlib.Path`, by `fsspec`.
+`universal_pathlib` gives URLs the methods of `pathlib.Path`, using `fsspec`.
 """
 
 import contextlib
@@ -13,47 +13,51 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg import atomic, system
-from keras_wavg.files.orbax.names import METADATA
+from keras_wavg.files.error_text import brief
+from keras_wavg.files.orbax.file_names import METADATA
 from keras_wavg.files.shards import read_index
-from keras_wavg.files.source import brief
 
 AnyPath = str | os.PathLike[str]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# Fewer bytes at a time, or one range after the other, wait for the network.
-_RANGE, _AT_ONCE = 32 << 20, 4
+# Large ranges, several at a time, hide the latency of the network.
+_RANGE, _MAX_THREADS = 32 << 20, 4
 
 
-def located(path: AnyPath) -> Path:
-    """A path of this machine, or of another one, if it is a URL.
+def as_path(filepath: AnyPath) -> Path:
+    """Convert a path or a URL to a `pathlib.Path` or `upath.UPath`.
 
     Raises:
-        ImportError: If what a URL needs is not installed.
+        ImportError: If `universal_pathlib` is needed and not installed.
     """
-    if is_remote(path):
-        return path  # type: ignore[return-value]
-    if not isinstance(path, str) or not _URL.match(path):
-        return Path(path)
+    if is_remote(filepath):
+        return filepath  # type: ignore[return-value]
+    if not isinstance(filepath, str) or not _URL.match(filepath):
+        return Path(filepath)
     try:
-        from upath import UPath  # noqa: PLC0415 - it takes a while
+        from upath import UPath  # noqa: PLC0415 - slow, and rarely needed
     except ImportError as error:
         raise ImportError(
-            "URLs need `universal_pathlib`. Install it: "
-            'pip install "keras-wavg[remote]", and the package for this kind '
-            f"of URL, such as `s3fs` or `gcsfs`. Received: {path!r}"
+            "URLs require `universal_pathlib`. Install it with `pip install "
+            '"keras-wavg[remote]"`, and the package for this type of URL, such '
+            f"as `s3fs` or `gcsfs`. Received: {filepath!r}"
         ) from error
-    found: Path = UPath(path)
-    return found
+    path: Path = UPath(filepath)
+    return path
 
 
 def is_remote(path: AnyPath) -> bool:
-    """Whether a path is on another machine."""
+    """Return whether a path is a `upath.UPath`."""
     return hasattr(path, "fs")
 
 
 @contextlib.contextmanager
-def reached(path: AnyPath) -> Iterator[None]:
-    """Context in which all errors of the network are an `OSError`."""
+def network_errors_as_os_errors(path: AnyPath) -> Iterator[None]:
+    """Context that raises every network error as an `OSError`.
+
+    Args:
+        path: The path that is read. Nothing changes if it is local.
+    """
     try:
         yield
     except (ValueError, OSError, ImportError):
@@ -61,135 +65,141 @@ def reached(path: AnyPath) -> Iterator[None]:
     except Exception as error:
         if not is_remote(path):
             raise
-        # The packages for URLs have no type of error in common.
+        # The packages for URLs have no base class of errors in common.
         text = brief(" ".join(str(error).split()))
         raise OSError(f"{path} cannot be reached: {text}") from error
 
 
 def target_of(path: Path) -> Path:
-    """Where a path of this machine leads to, through links, or a remote one."""
+    """The path after following links, if it is local."""
     return path if is_remote(path) else atomic.target_of(path)
 
 
 @contextlib.contextmanager
 def local_copy(path: Any) -> Iterator[Path]:
-    """Context with a copy of a file, its shards, or a folder on this machine.
+    """Context with a local copy of a remote checkpoint.
 
     Args:
-        path: A remote path.
+        path: The remote path of a file or directory. The shards of an index are
+            copied too.
+
+    Yields:
+        `pathlib.Path` of the copy.
 
     Raises:
-        ValueError: If the file changes while it is copied.
-        OSError: If it cannot be read.
+        ValueError: If a file changes while it is copied.
+        OSError: If a file cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="keras_wavg-") as folder:
-        copy = Path(folder, path.name)
+    with tempfile.TemporaryDirectory(prefix="keras_wavg-") as directory:
+        copy = Path(directory, path.name)
         try:
             if path.is_dir():
-                for part in path.rglob("*"):
-                    if not part.is_dir():
-                        place = copy / part.relative_to(path).as_posix()
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        _copy(part, place)
+                for file in path.rglob("*"):
+                    if not file.is_dir():
+                        target = copy / file.relative_to(path).as_posix()
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        _copy_file(file, target)
             else:
-                _copy(path, copy)
+                _copy_file(path, copy)
             if path.name.endswith(".weights.json"):
                 for name in read_index(copy):
-                    _copy(path.with_name(name), copy.with_name(name))
+                    _copy_file(path.with_name(name), copy.with_name(name))
             yield copy
         except (ValueError, OSError) as error:
-            # The error is of the file, and not of its copy.
+            # Errors must name the remote path, not the copy.
             text = str(error).replace(str(copy.parent), str(path.parent))
             if text == str(error):
                 raise
             raise ValueError(text) from error
 
 
-def _copy(path: Any, copy: Path) -> None:
+def _copy_file(path: Any, copy: Path) -> None:
     fs, name = path.fs, path.path
-    before = _about(fs, name)
+    before = _file_info(fs, name)
     size = before.get("size")
     if size is None:
         fs.get_file(name, str(copy))
     else:
         _copy_ranges(fs, name, copy, size)
-    if _about(fs, name) != before:
+    if _file_info(fs, name) != before:
         raise ValueError(
-            "Checkpoints must not change while they are read. Received: "
+            "A checkpoint must not change while it is read. Received: "
             f"{path}, which did"
         )
 
 
-def _about(fs: Any, name: str) -> dict[str, Any]:
-    """What is known of a file: size, time, ETag."""
+def _file_info(fs: Any, name: str) -> dict[str, Any]:
+    """Fetch the size, time and ETag of a file."""
     fs.invalidate_cache()
-    found: dict[str, Any] = fs.info(name)
-    return found
+    info: dict[str, Any] = fs.info(name)
+    return info
 
 
 def _copy_ranges(fs: Any, name: str, copy: Path, size: int) -> None:
     descriptor = system.open_to_write(copy)
 
-    def copy_from(start: int) -> int:
+    def copy_range(start: int) -> bool:
         end = min(start + _RANGE, size)
-        data = memoryview(fs.cat_file(name, start=start, end=end))
-        done = 0
-        while done < len(data):
-            rest = data[done:]
-            done += system.write_at(descriptor, rest, start + done)
-        return len(data) - (end - start)
+        data = fs.cat_file(name, start=start, end=end)
+        system.write_all(descriptor, memoryview(data), start)
+        return len(data) == end - start
 
     try:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            missing = list(pool.map(copy_from, range(0, size, _RANGE)))
+        with ThreadPoolExecutor(_MAX_THREADS) as pool:
+            is_complete = all([*pool.map(copy_range, range(0, size, _RANGE))])
     finally:
         os.close(descriptor)
-    if any(missing):
-        # The server has no ranges, or the file has changed.
+    if not is_complete:
+        # The server does not support ranges, or the file has changed.
         fs.get_file(name, str(copy))
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Context that writes a file or folder, here or on another machine.
+    """Context that writes a local or remote file or directory.
 
-    See `keras_wavg.atomic.replacing`. What goes to another machine is written
-    here, and copied as a whole at the end.
+    See `keras_wavg.atomic.replacing`. A remote file is written locally, and
+    uploaded at the end of the context.
     """
     if not is_remote(path):
-        with atomic.replacing(path, overwrite=overwrite) as written:
-            yield written
+        with atomic.replacing(path, overwrite=overwrite) as temporary:
+            yield temporary
         return
-    with folder_for(path) as folder:
-        yield folder / path.name
-        _upload(folder, path.parent, path.name, overwrite=overwrite)
+    with temporary_directory_for(path) as directory:
+        yield directory / path.name
+        _upload(directory, path, overwrite=overwrite)
 
 
 @contextlib.contextmanager
-def folder_for(path: Path) -> Iterator[Path]:
-    """Context with a new folder of this machine, for what goes to a path."""
+def temporary_directory_for(path: Path) -> Iterator[Path]:
+    """Context with a local directory, on the disk of the path if it is local.
+
+    Args:
+        path: The path to which its contents will be moved or uploaded.
+    """
     if not is_remote(path):
-        with atomic.folder_beside(path) as folder:
-            yield folder
+        with atomic.temporary_directory_beside(path) as directory:
+            yield directory
         return
     with tempfile.TemporaryDirectory(prefix="keras_wavg-") as name:
         yield Path(name)
 
 
-def _upload(folder: Path, target: Path, last: str, *, overwrite: bool) -> None:
-    """Copy all files of a folder, that of the name `last` at the end.
+def _upload(directory: Path, path: Path, *, overwrite: bool) -> None:
+    """Upload the contents of a directory, the file of the path last.
 
-    So an index never names shards that are not there.
+    So an index never names a missing shard.
     """
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    files.sort(key=lambda path: (path.name == last, path.name == METADATA))
-    places = [target / file.relative_to(folder).as_posix() for file in files]
-    for place in places:
-        if not overwrite and place.exists():
+    files = [file for file in directory.rglob("*") if file.is_file()]
+    files.sort(key=lambda file: (file.name == path.name, file.name == METADATA))
+    targets: list[Any] = [
+        path.parent / file.relative_to(directory).as_posix() for file in files
+    ]
+    for target in targets:
+        if not overwrite and target.exists():
             raise FileExistsError(
-                "`output` must not exist, unless `overwrite=True`. Received: "
-                f"output={str(place)!r}"
+                "`output_filepath` must not exist, unless `overwrite=True`. "
+                f"Received: output_filepath={str(target)!r}"
             )
-    for file, place in zip(files, places, strict=True):
-        remote: Any = place
-        remote.fs.put_file(str(file), remote.path)
+    for file, target in zip(files, targets, strict=True):
+        target.fs.put_file(str(file), target.path)

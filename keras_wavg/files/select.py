@@ -1,4 +1,4 @@
-"""Which checkpoints of a folder to average."""
+"""Selects checkpoints of a directory by epoch or by a metric."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import overload
 
 from keras_wavg import arguments
-from keras_wavg.files.average_report import table
 from keras_wavg.files.checkpoint import SUFFIXES
-from keras_wavg.files.metric_log import logged
-from keras_wavg.files.opener import checkpoints_in
-from keras_wavg.files.orbax.reading import metrics_of_steps
+from keras_wavg.files.checkpoint_opener import checkpoints_in
+from keras_wavg.files.metric_log import read_metric
+from keras_wavg.files.orbax.orbax_checkpoint import metrics_of_steps
 from keras_wavg.files.orbax.steps import steps_in
-from keras_wavg.files.remote import located, reached
+from keras_wavg.files.remote import as_path, network_errors_as_os_errors
+from keras_wavg.files.text_table import table
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
-# `{epoch:02d}-{val_loss:.3f}` or `{epoch:02d}`, at the end of a name. The score
-# must show its digits, as 2024-05 is none.
+# `{epoch:02d}-{val_loss:.3f}` or `{epoch:02d}`, at the end of a name. A score
+# has a decimal point or an exponent, or else `2024-05` would have one.
 _NAME = re.compile(
     rf"(?P<epoch>\d+)(?:-(?P<score>(?=\D*\d*[.eEni]){_NUMBER}))?$"
 )
@@ -29,11 +29,11 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint of a folder.
+    """A checkpoint of a directory.
 
     Args:
-        path: `pathlib.Path` of the file.
-        epoch: Integer, as its name says, from 1 on, or the step of Orbax.
+        path: `pathlib.Path` of the checkpoint.
+        epoch: Integer, the epoch in its name, or the Orbax step.
         score: Float, the metric at the end of that epoch, or `None`.
     """
 
@@ -44,16 +44,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection(Sequence[Path]):
-    """The paths of the chosen checkpoints, the oldest first.
+    """The paths of the selected checkpoints, in the order of epochs.
+
+    `str` of it is a table.
 
     Args:
-        chosen: Sequence of `Candidate`s.
-        left_out: Dict from the paths of the others to the reasons.
-        rule: String, by what they were chosen.
+        selected: Sequence of `Candidate`s.
+        excluded: Dict from the path of each other checkpoint to the reason.
+        rule: String, the rule by which they were selected.
     """
 
-    chosen: Sequence[Candidate]
-    left_out: Mapping[Path, str]
+    selected: Sequence[Candidate]
+    excluded: Mapping[Path, str]
     rule: str
 
     @overload
@@ -61,104 +63,119 @@ class Selection(Sequence[Path]):
     @overload
     def __getitem__(self, index: slice) -> list[Path]: ...
     def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        return [candidate.path for candidate in self.chosen][index]
+        return [candidate.path for candidate in self.selected][index]
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.selected)
+
+    def __repr__(self) -> str:
+        return (
+            f"Selection(rule={self.rule!r}, selected={len(self.selected)}, "
+            f"excluded={len(self.excluded)})"
+        )
 
     def __str__(self) -> str:
         rows = [
-            (str(c.path), str(c.epoch), _text(c.score), "chosen")
-            for c in self.chosen
+            (
+                str(c.path),
+                str(c.epoch),
+                "" if c.score is None else f"{c.score:g}",
+            )
+            for c in self.selected
         ]
-        shown = table(("checkpoint", "epoch", "score", ""), rows)
-        left_out = [
-            f"left out: {count} ({reason})"
-            for reason, count in Counter(self.left_out.values()).items()
+        excluded = [
+            f"excluded: {count} ({reason})"
+            for reason, count in Counter(self.excluded.values()).items()
         ]
-        return "\n".join([f"{self.rule}:", shown, *left_out])
+        lines = table(("checkpoint", "epoch", "score"), rows)
+        return "\n".join([f"{self.rule}:", lines, *excluded])
 
 
 def select_checkpoints(
-    folder: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
     *,
     last: int | None = None,
     best: int | None = None,
-    metric: str = "val_loss",
+    monitor: str = "val_loss",
     mode: str = "auto",
-    until: int | None = None,
+    until_epoch: int | None = None,
     pattern: str | None = None,
-    log: str | os.PathLike[str] | None = None,
+    csv_log: str | os.PathLike[str] | None = None,
 ) -> Selection:
-    """Choose checkpoints of a folder by epoch or by metric.
+    """Select checkpoints of a directory by epoch or by a metric.
 
     Args:
-        folder: The folder, of files as `ModelCheckpoint` names them, or of
-            steps as `OrbaxCheckpoint` writes them, which count as epochs. The
-            epochs of its `save_freq="epoch"` count from 0 on.
-        last: Positive integer, how many of the latest to choose.
-        best: Positive integer, how many of the best to choose instead. Of two
-            as good, the later one is the better.
-        metric: String, the name of the metric that says how good. The default
-            names do not say of what metric their number is: it counts as
-            this one. Pass `pattern` to be sure. Defaults to `"val_loss"`.
-        mode: `"min"`, `"max"`, or `"auto"`: the higher the better if the name
-            of the metric says accuracy, AUC, F1, precision or recall. Defaults
-            to `"auto"`.
-        until: Integer, the latest epoch that counts. Defaults to `None`.
-        pattern: String, how files are named: what `ModelCheckpoint` got as
-            `filepath`, without the folder. By default a name must end in
-            `{epoch}` or `{epoch}-{metric}`, before the suffix.
-        log: The file of a `CSVLogger`, to read the metric from. By default it
-            is read from the names, or from what Orbax has of a step, which
-            Keras' callback leaves empty.
+        directory: `str` or `path`-like, a directory of files named by
+            `keras.callbacks.ModelCheckpoint`, or of steps written by
+            `keras.callbacks.OrbaxCheckpoint`, which count as epochs. With
+            `save_freq="epoch"` these start at 0.
+        last: Positive integer, the number of latest checkpoints to select.
+            Exactly one of `last` and `best` is required. Defaults to `None`.
+        best: Positive integer, the number of best checkpoints to select. Of
+            equal scores the later one is better. Defaults to `None`.
+        monitor: String, the name of the metric for `best`. Without `pattern`,
+            the number in a file name is taken for this metric. Defaults to
+            `"val_loss"`.
+        mode: String, `"min"`, `"max"` or `"auto"`, whether a lower or a higher
+            metric is better. `"auto"` infers it from the name of the metric,
+            which must be a loss or a metric of Keras. Defaults to `"auto"`.
+        until_epoch: Non-negative integer, the latest epoch to select from.
+            Defaults to `None`, all epochs.
+        pattern: String, the `filepath` that `ModelCheckpoint` received, with or
+            without its directory. Defaults to `None`: names end in `{epoch}` or
+            `{epoch}-{metric}`, followed by the suffix.
+        csv_log: `str` or `path`-like, the file of a `CSVLogger` to read the
+            metric from. Defaults to `None`: the metric is read from the file
+            names or from the metrics saved with Orbax steps, which
+            `keras.callbacks.OrbaxCheckpoint` does not save.
 
     Example:
 
     >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>> with tempfile.TemporaryDirectory() as directory:
     ...     for name in ("01-0.500", "02-0.300", "03-0.400"):
-    ...         pathlib.Path(folder, f"{name}.weights.h5").touch()
-    ...     [path.name for path in select_checkpoints(folder, best=2)]
+    ...         pathlib.Path(directory, f"{name}.weights.h5").touch()
+    ...     [path.name for path in select_checkpoints(directory, best=2)]
     ['02-0.300.weights.h5', '03-0.400.weights.h5']
 
     Returns:
-        A `Selection`: a sequence of paths, the oldest first. Printed, it says
-        what was chosen, and how many were left out, and why.
+        A `Selection`: a sequence of paths in the order of epochs. `str` of it
+        shows the selected checkpoints, and why others were excluded.
 
     Raises:
-        ValueError: If an argument is not one of these, or if there are not that
-            many checkpoints to choose from.
-        OSError: If the folder or the log cannot be read.
+        ValueError: If an argument is invalid, if the directory has too few
+            checkpoints, or if the direction of the metric cannot be inferred.
+        OSError: If the directory or `csv_log` cannot be read.
     """
     count = _count(last, best)
     order = _Order(
-        metric, arguments.is_higher_better(metric, mode), best is not None
+        monitor,
+        best is not None,
+        best is not None and arguments.is_higher_better(monitor, mode),
     )
-    scores = None if log is None else logged(Path(log), metric)
-    place = located(folder)
-    with reached(place):
-        found, left_out = _candidates(place, pattern, metric, scores)
-    where = "" if log is None else f" in {Path(log).name!r}"
-    for candidate in found:
-        if until is not None and candidate.epoch > until:
-            left_out[candidate.path] = f"after epoch {until}"
-        elif not order.has_place_for(candidate):
-            left_out[candidate.path] = f"has no {metric}{where}"
-    eligible = [c for c in found if c.path not in left_out]
+    scores = None if csv_log is None else read_metric(Path(csv_log), monitor)
+    place = as_path(directory)
+    with network_errors_as_os_errors(place):
+        candidates, excluded = _candidates(place, pattern, monitor, scores)
+    where = "" if csv_log is None else f" in {Path(csv_log).name!r}"
+    for candidate in candidates:
+        if until_epoch is not None and candidate.epoch > until_epoch:
+            excluded[candidate.path] = f"after epoch {until_epoch}"
+        elif order.by_metric and candidate.score is None:
+            excluded[candidate.path] = f"has no {monitor}{where}"
+    eligible = [c for c in candidates if c.path not in excluded]
     if len(eligible) < count:
         raise ValueError(
-            f"`folder` must have {count} checkpoints to choose from. Received: "
-            f"folder={str(folder)!r}, which has {len(eligible)}"
-            + "".join(f"; {p.name}: {why}" for p, why in left_out.items())
+            f"`directory` must have {count} checkpoints to select from. "
+            f"Received: directory={str(directory)!r}, which has {len(eligible)}"
+            + "".join(f"; {path.name}: {r}" for path, r in excluded.items())
         )
     ranked = sorted(eligible, key=order.key)
     for candidate in ranked[:-count]:
-        left_out[candidate.path] = f"not among the {order} {count}"
-    chosen = sorted(ranked[-count:], key=lambda candidate: candidate.epoch)
-    return Selection(
-        tuple(chosen), left_out, f"the {order} {count} of {len(eligible)}"
-    )
+        excluded[candidate.path] = f"not among {order.rule(count)}"
+    selected = sorted(ranked[-count:], key=lambda candidate: candidate.epoch)
+    rule = f"{order.rule(count)}, of {len(eligible)}"
+    return Selection(tuple(selected), excluded, rule)
 
 
 def _count(last: int | None, best: int | None) -> int:
@@ -174,97 +191,89 @@ def _count(last: int | None, best: int | None) -> int:
 
 @dataclass(frozen=True)
 class _Order:
-    """By which the checkpoints that are wanted come last."""
+    """Sorts checkpoints so that those to select come last."""
 
-    metric: str
+    monitor: str
+    by_metric: bool
     is_higher_better: bool
-    is_by_metric: bool
-
-    def has_place_for(self, candidate: Candidate) -> bool:
-        return candidate.score is not None or not self.is_by_metric
 
     def key(self, candidate: Candidate) -> tuple[float, int]:
-        if not self.is_by_metric or candidate.score is None:
+        if not self.by_metric or candidate.score is None:
             return 0, candidate.epoch
         sign = 1 if self.is_higher_better else -1
         return sign * candidate.score, candidate.epoch
 
-    def __str__(self) -> str:
-        if not self.is_by_metric:
-            return "last"
-        return (
-            f"{'highest' if self.is_higher_better else 'lowest'} {self.metric}"
-        )
+    def rule(self, count: int) -> str:
+        if not self.by_metric:
+            return f"the last {count}"
+        extreme = "highest" if self.is_higher_better else "lowest"
+        return f"the {count} with the {extreme} {self.monitor}"
 
 
 def _candidates(
-    folder: Path,
+    directory: Path,
     pattern: str | None,
-    metric: str,
+    monitor: str,
     scores: Mapping[int, float] | None,
 ) -> tuple[list[Candidate], dict[Path, str]]:
-    if steps := steps_in(folder):
-        scored = (
-            metrics_of_steps(steps, metric)
-            if scores is None
-            else {
-                # Keras' callback counts epochs from 0 on.
-                epoch - 1: score
-                for epoch, score in scores.items()
-            }
-        )
-        return [Candidate(p, s, scored.get(s)) for s, p in steps.items()], {}
-    naming = _Naming(pattern, metric)
-    unread = (
-        "its name has no epoch"
-        if pattern is None
-        else "its name is not as `pattern` says"
-    )
-    found, left_out = [], {}
-    for path in checkpoints_in(folder):
-        read = naming.read(path.name)
-        if read is None:
-            left_out[path] = unread
+    if steps := steps_in(directory):
+        if scores is None:
+            scores = metrics_of_steps(steps, monitor)
+        else:
+            # Keras' callback numbers its steps from 0.
+            scores = {epoch - 1: score for epoch, score in scores.items()}
+        return [Candidate(p, s, scores.get(s)) for s, p in steps.items()], {}
+    naming = _Naming(pattern, monitor)
+    candidates, excluded = [], {}
+    for path in checkpoints_in(directory):
+        parsed = naming.parse(path.name)
+        if parsed is None:
+            excluded[path] = (
+                "its name has no epoch"
+                if pattern is None
+                else "its name does not match `pattern`"
+            )
             continue
-        epoch, named = read
-        score = named if scores is None else scores.get(epoch)
+        epoch, score = parsed
+        if scores is not None:
+            score = scores.get(epoch)
         if score is not None and math.isnan(score):
             score = None
-        found.append(Candidate(path, epoch, score))
-    _refuse_two_of_an_epoch(found)
-    return found, left_out
+        candidates.append(Candidate(path, epoch, score))
+    _refuse_duplicate_epochs(candidates)
+    return candidates, excluded
 
 
-def _refuse_two_of_an_epoch(found: Sequence[Candidate]) -> None:
-    counts = Counter(candidate.epoch for candidate in found)
-    twice = [c.path.name for c in found if counts[c.epoch] > 1]
-    if twice:
+def _refuse_duplicate_epochs(candidates: Sequence[Candidate]) -> None:
+    counts = Counter(candidate.epoch for candidate in candidates)
+    names = [c.path.name for c in candidates if counts[c.epoch] > 1]
+    if names:
         raise ValueError(
-            "`folder` must have one checkpoint of an epoch. Received: "
-            f"{twice}. Pass `pattern` to say which files are meant."
+            "`directory` must have one checkpoint for each epoch. Received: "
+            f"{names}. Pass `pattern` to select among the files."
         )
 
 
 class _Naming:
-    """Reads epoch and metric from the name of a file."""
+    """Parses the names of files."""
 
-    def __init__(self, pattern: str | None, metric: str) -> None:
-        self._pattern = None if pattern is None else _compiled(pattern)
-        self._metric = metric
+    def __init__(self, pattern: str | None, monitor: str) -> None:
+        self._pattern = None if pattern is None else _compile(pattern)
+        self._monitor = monitor
 
-    def read(self, name: str) -> tuple[int, float | None] | None:
+    def parse(self, name: str) -> tuple[int, float | None] | None:
         """Epoch and score, or `None` if the name has no epoch."""
         if self._pattern is None:
-            return _read_by_default(name)
+            return _parse_default_name(name)
         match = self._pattern.fullmatch(name)
         if match is None:
             return None
-        score = match.groupdict().get(_group(self._metric))
+        score = match.groupdict().get(_group(self._monitor))
         epoch = int(match[_group("epoch")])
         return epoch, None if score is None else float(score)
 
 
-def _read_by_default(name: str) -> tuple[int, float | None] | None:
+def _parse_default_name(name: str) -> tuple[int, float | None] | None:
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     match = _NAME.search(name)
@@ -274,7 +283,8 @@ def _read_by_default(name: str) -> tuple[int, float | None] | None:
     return int(match["epoch"]), None if score is None else float(score)
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
+    """The regular expression of the names that a format string makes."""
     expression, fields = "", set()
     for literal, field, _, _ in string.Formatter().parse(Path(pattern).name):
         expression += re.escape(literal)
@@ -296,9 +306,5 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _group(field: str) -> str:
-    """The name of a field among the groups, whatever characters it has."""
+    """A valid name of a group for a field with any characters."""
     return f"f{field.encode().hex()}"
-
-
-def _text(score: float | None) -> str:
-    return "" if score is None else f"{score:g}"

@@ -1,17 +1,18 @@
-"""`.weights.json` files: an index of shards, which are HDF5 files beside it."""
+"""`.weights.json` files: indexes of shards, which are HDF5 files beside it."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from keras_wavg.files.source import Source, brief
+from keras_wavg.files.error_text import brief
+from keras_wavg.files.input_file import InputFile
 
 _MAX_INDEX = 1 << 22
 
 
 def read_index(path: Path) -> dict[str, set[str]]:
-    """Which groups of variables are in which shard.
+    """Read which groups of variables are in which shard.
 
     Args:
         path: `pathlib.Path` of a `.weights.json` file.
@@ -20,43 +21,47 @@ def read_index(path: Path) -> dict[str, set[str]]:
         Dict from the name of each shard to the paths of its groups.
 
     Raises:
-        ValueError: If it is not an index as Keras writes them.
+        ValueError: If Keras does not write such an index.
     """
-    with Source(path) as source:
-        if source.size > _MAX_INDEX:
-            source.refuse("it is too long for an index of shards")
+    with InputFile(path) as file:
+        if file.size > _MAX_INDEX:
+            file.refuse("it is too long for an index of shards")
         try:
-            weight_map = json.loads(source.read(0, source.size))["weight_map"]
+            weight_map = json.loads(file.read(0, file.size))["weight_map"]
             pairs = [
                 (name, group.removeprefix("/"))
                 for group, names in weight_map.items()
                 for name in ([names] if isinstance(names, str) else names)
             ]
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            source.refuse(f"it is not an index of shards ({error!r:.99})")
+            file.refuse(f"it is not an index of shards ({error!r:.99})")
         except RecursionError:
-            source.refuse("it is not an index of shards, but nested too deep")
+            file.refuse("it is not an index of shards, but nested too deep")
         shards: dict[str, set[str]] = {}
         for name, group in pairs:
             if not isinstance(name, str) or not _is_shard(path, name):
-                source.refuse(f"it names {brief(repr(name))} as a shard")
+                file.refuse(f"it names {brief(repr(name))} as a shard")
             shards.setdefault(name, set()).add(group)
         if not shards:
-            source.refuse("it names no shards")
+            file.refuse("it names no shards")
         return shards
 
 
 def shard_name(index: Path, number: int) -> str:
-    """The name that Keras gives to a shard."""
+    """The name that Keras gives a shard."""
     return f"{_base(index)}_{number:05}.weights.h5"
 
 
-def shards_beside(index: Path) -> list[Path]:
-    """The files that are named as shards of an index, if it is one."""
-    if not index.name.endswith(".weights.json"):
+def shards_beside(path: Path) -> list[Path]:
+    """The files beside an index with names of its shards.
+
+    Args:
+        path: `pathlib.Path`. There are none if it is not a `.weights.json`.
+    """
+    if not path.name.endswith(".weights.json"):
         return []
-    folder = index.parent.iterdir()
-    return [path for path in folder if _is_shard(index, path.name)]
+    beside = path.parent.iterdir()
+    return [shard for shard in beside if _is_shard(path, shard.name)]
 
 
 def write_index(
@@ -65,9 +70,9 @@ def write_index(
     """Write the index of shards.
 
     Args:
-        path: The `.weights.json` file to write.
+        path: `pathlib.Path` of the `.weights.json` file to write.
         shards: Dict from the name of each shard to the paths of its groups.
-        total_size: Integer, the bytes of all variables.
+        total_size: Integer, the size of all variables in bytes.
     """
     weight_map: dict[str, list[str]] = {}
     for name, groups in shards.items():

@@ -1,4 +1,4 @@
-"""Many files at once, a mebibyte or a chunk at a time, by a few threads."""
+"""Works on arrays block by block, in several threads."""
 
 import errno
 import itertools
@@ -18,110 +18,115 @@ from typing import Any
 from keras_wavg.files.hdf5.structure import Array
 
 BLOCK = 1 << 18
-"""The size of the largest block, in numbers, but for that of a chunk.
+"""Largest block of an array that is not stored in chunks, in elements.
 
 Checksums depend on it.
 """
 
 _BATCH_BYTES = 4 << 20
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 
 Progress = Callable[[int, int], None]
-"""Is called with the bytes done and the bytes in all."""
+"""A function that is called with the bytes done and the bytes in total."""
 
+Slices = tuple[slice, ...]
+"""A part of an array, one slice for each axis."""
 
-Box = tuple[slice, ...]
-"""Which part of an array it is, along each axis."""
+Process = tuple[int, int]
+"""The index of this process, and the number of processes, which share the
+blocks."""
 
-
-Share = tuple[int, int]
-"""The number of this process, from 0 on, and how many share the blocks."""
-
-WHOLE: Share = (0, 1)
+SINGLE_PROCESS: Process = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some numbers of an array: neighbouring ones, or those of a chunk.
+    """Contiguous elements of an array, or one of its chunks.
 
     Args:
-        index: Integer, the place of the block among all.
+        index: Integer, the position of the block among the blocks of all
+            arrays.
         path: String, the path of the array.
-        start: Integer, the first byte, with the chunks one after the other.
-        nbytes: Integer, how many bytes there are.
-        box: See `Box`. Empty where the array is not stored in chunks.
+        start: Integer, the first byte of the block in the array, or in the
+            concatenation of its chunks.
+        nbytes: Integer, the size of the block in bytes.
+        slices: The `Slices` of a chunk. Empty if the array is not stored in
+            chunks.
     """
 
     index: int
     path: str
     start: int
     nbytes: int
-    box: Box = ()
+    slices: Slices = ()
 
 
 def blocks(arrays: Mapping[str, Array]) -> Iterator[Block]:
-    """Arrays cut in blocks, in the order of their paths."""
+    """Yield the blocks of arrays, in the order of their paths."""
     index = 0
     for path in sorted(arrays):
         array, start = arrays[path], 0
-        for box, count in _chunks(array) if array.chunks else _pieces(array):
+        parts = _chunks(array) if array.chunks else _contiguous_parts(array)
+        for slices, count in parts:
             nbytes = count * array.itemsize
-            yield Block(index, path, start, nbytes, box)
+            yield Block(index, path, start, nbytes, slices)
             start += nbytes
             index += 1
 
 
-def _pieces(array: Array) -> Iterator[tuple[Box, int]]:
+def _contiguous_parts(array: Array) -> Iterator[tuple[Slices, int]]:
     for start in range(0, array.count, BLOCK):
         yield (), min(BLOCK, array.count - start)
 
 
-def _chunks(array: Array) -> Iterator[tuple[Box, int]]:
+def _chunks(array: Array) -> Iterator[tuple[Slices, int]]:
     axes = [
         [slice(at, min(at + step, size)) for at in range(0, size, step)]
         for size, step in zip(array.shape, array.chunks or (), strict=True)
     ]
-    for box in itertools.product(*axes):
-        yield box, math.prod(part.stop - part.start for part in box)
+    for slices in itertools.product(*axes):
+        yield slices, math.prod(part.stop - part.start for part in slices)
 
 
-def for_each(
+def for_each_block(
     work: Callable[[Block], None],
     arrays: Mapping[str, Array],
     progress: Progress | None = None,
-    share: Share = WHOLE,
+    process: Process = SINGLE_PROCESS,
 ) -> None:
-    """Do some work for each block of arrays.
+    """Call a function for each block of arrays, in several threads.
 
     Args:
-        work: Function of a `Block`, to be called by several threads.
+        work: Function of a `Block`.
         arrays: Dict from paths to `Array`s.
-        progress: See `Progress`. It is called by this thread.
-        share: See `Share`. Defaults to all.
+        progress: A `Progress`, called in the calling thread, or `None`.
+            Defaults to `None`.
+        process: The `Process`, which works on its share of the blocks. Defaults
+            to a single process.
 
     Raises:
         OSError: If no thread can be started.
     """
     done = 0
-    total = sum(array.nbytes for array in arrays.values()) // share[1]
+    total = sum(array.nbytes for array in arrays.values()) // process[1]
 
     def work_on(batch: list[Block]) -> int:
         for block in batch:
             work(block)
         return sum(block.nbytes for block in batch)
 
-    for nbytes in _results(work_on, _batches(arrays, share)):
+    for nbytes in _results(work_on, _batches(arrays, process)):
         done += nbytes
         if progress is not None:
             progress(done, total)
 
 
-def in_parallel(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
-    """Do some work for each item.
+def run_in_parallel(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
+    """Call a function for each item, in several threads.
 
     Args:
-        work: Function of an item, to be called by several threads.
-        items: What there is to do.
+        work: Function of an item.
+        items: Iterable of items.
 
     Raises:
         OSError: If no thread can be started.
@@ -131,8 +136,8 @@ def in_parallel(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
 
 
 def _results(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """What work returns, as it ends. Few items wait at a time."""
-    count = min(os.cpu_count() or 1, _MOST_THREADS)
+    """Yield results as they are ready, with few items queued at a time."""
+    count = min(os.cpu_count() or 1, _MAX_THREADS)
     waiting: set[Future[Any]] = set()
     with ThreadPoolExecutor(count) as pool:
         try:
@@ -143,7 +148,7 @@ def _results(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
                     yield from (future.result() for future in ended)
             yield from (future.result() for future in as_completed(waiting))
         except BaseException:
-            # After an error, or Ctrl-C, the others are not to go on.
+            # After an error or Ctrl-C, the remaining items must not run.
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -158,12 +163,12 @@ def _submitted(
 
 
 def _batches(
-    arrays: Mapping[str, Array], share: Share
+    arrays: Mapping[str, Array], process: Process
 ) -> Iterator[list[Block]]:
-    """Blocks, as many at a time that handing them out takes no time."""
+    """Yield batches large enough for the cost of submitting not to matter."""
     batch: list[Block] = []
     size = 0
-    number, count = share
+    number, count = process
     for block in blocks(arrays):
         if block.index % count != number:
             continue

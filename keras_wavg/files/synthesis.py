@@ -1,4 +1,4 @@
-"""The average of any horizon from snapshots of a training."""
+"""Synthesizes averages of another horizon from snapshots of a training."""
 
 import os
 import warnings
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from keras_wavg.files.average import average_checkpoints
-from keras_wavg.files.average_report import AverageReport, table
-from keras_wavg.files.paths import Paths, checked, refuse_output
+from keras_wavg.files.average_report import AverageReport
+from keras_wavg.files.paths import Paths, check_output, checkpoint_paths
+from keras_wavg.files.profile_fit import Solution, fit_profiles
 from keras_wavg.files.snapshots import profiles_in
-from keras_wavg.files.solution import Solution, solve
-from keras_wavg.horizon import decay_from
+from keras_wavg.files.text_table import table
 from keras_wavg.profile import Profile
 
 
 @dataclass(frozen=True)
 class SynthesisReport:
-    """What `synthesize` did. Printed, it is a table.
+    """The result of `synthesize`. `str` of it is a table.
 
     Args:
-        solution: A `Solution`.
-        target: `Profile` that was asked for.
+        solution: `Solution`, with a coefficient for each snapshot.
+        target: `Profile`, the requested one.
         average: `AverageReport` of the output.
     """
 
@@ -30,23 +30,35 @@ class SynthesisReport:
     target: Profile
     average: AverageReport
 
+    def __repr__(self) -> str:
+        return (
+            f"SynthesisReport(output={str(self.average.output)!r}, "
+            f"target={self.target!r}, solution={self.solution!r})"
+        )
+
     def __str__(self) -> str:
         return f"{self.average}\ntarget: {self.target}\n{self.solution}"
 
 
 @dataclass(frozen=True)
-class PlannedSynthesis:
-    """What `synthesize` would do. Printed, it is a table.
+class SynthesisPlan:
+    """What `synthesize` will do. `str` of it is a table.
 
     Args:
         snapshots: Sequence of `pathlib.Path`s.
-        solution: A `Solution`, with a coefficient for each of them.
-        target: `Profile` that was asked for.
+        solution: `Solution`, with a coefficient for each snapshot.
+        target: `Profile`, the requested one.
     """
 
     snapshots: Sequence[Path]
     solution: Solution
     target: Profile
+
+    def __repr__(self) -> str:
+        return (
+            f"SynthesisPlan(snapshots={len(self.snapshots)}, "
+            f"target={self.target!r}, solution={self.solution!r})"
+        )
 
     def __str__(self) -> str:
         coefficients = self.solution.coefficients
@@ -56,18 +68,19 @@ class PlannedSynthesis:
                 self.snapshots, coefficients, strict=True
             )
         ]
-        shown = table(("snapshot", "coefficient"), rows)
-        return f"{shown}\ntarget: {self.target}\n{self.solution}"
+        lines = table(("snapshot", "coefficient"), rows)
+        return f"{lines}\ntarget: {self.target}\n{self.solution}"
 
 
 @dataclass(frozen=True)
-class MadeWidth:
+class SweepAverage:
     """An average of a sweep.
 
     Args:
         sigma_rel: Float, its width.
-        path: The file, or `None` if the residual is too large.
-        solution: A `Solution`.
+        path: `pathlib.Path` of its file, or `None` if the residual is too
+            large.
+        solution: `Solution`, with a coefficient for each snapshot.
     """
 
     sigma_rel: float
@@ -75,158 +88,169 @@ class MadeWidth:
     solution: Solution
 
     def __str__(self) -> str:
-        made = self.path or "not made, the residual is too large"
+        result = self.path or "not written, the residual is too large"
         residual = f"residual {self.solution.residual:.2%}"
-        return f"sigma_rel {self.sigma_rel:.4g}, {residual}: {made}"
+        return f"sigma_rel {self.sigma_rel:.4g}, {residual}: {result}"
 
 
 def synthesize(
-    snapshots: Paths,
-    output: str | os.PathLike[str],
+    filepaths: Paths,
+    output_filepath: str | os.PathLike[str],
     *,
     target: Profile | None = None,
     sigma_rel: float | None = None,
     decay: float | None = None,
-    half_life: float | None = None,
     gradient_accumulation_steps: int | None = None,
     max_residual: float = 0.1,
     overwrite: bool = False,
+    verbose: Any = "auto",
 ) -> SynthesisReport:
-    """Make the average of any horizon, after the training.
+    """Synthesize the average of another horizon after training.
 
-    The weights in a snapshot are a sum over past steps, by its `Profile`. The
-    sum of snapshots whose profile comes closest to the one asked for, by least
-    squares in float64, is the average of that profile, as close as they can
-    make it. Snapshots cannot resolve what happened between two of them, nor
-    before the first: with those of `PowerEMA((0.05, 0.1))` after each epoch, 10
-    epochs make widths from 0.03 to 0.2, 20 epochs from 0.02 to 0.25.
+    The weights in a snapshot are a sum over past steps, with the coefficients
+    of its `Profile`. The output is the sum of snapshots whose profile is
+    closest to the requested one, by least squares in float64. Snapshots cannot
+    resolve what happened between two of them, nor before the first: those of
+    `PowerEMA((0.05, 0.1))` after each epoch are enough for widths from 0.03 to
+    0.2 after 10 epochs, and from 0.02 to 0.25 after 20 epochs.
 
-    Statistics of `BatchNormalization` are summed like weights, some with
-    negative coefficients: measure them anew by `keras_wavg.update_bn`.
+    The moving statistics of `BatchNormalization` are summed like weights, some
+    with negative coefficients. Measure them with `keras_wavg.update_bn`.
 
     Args:
-        snapshots: Sequence of files: those of `PowerEMA(snapshots=...)` and of
-            `save_weights` of an average, which carry their profile, and
-            checkpoints of a compiled model, whose optimizer knows its step.
-        output: The file to write, see `average_checkpoints`.
-        target: `Profile` to be made, at the last step of the snapshots. Or one
-            of these:
-        sigma_rel: Float in [1e-9, 1 / sqrt(12)], the width of a power-function
-            average.
-        decay: Float in [0, 1), of an `EMA`.
-        half_life: Positive float, of an `EMA`, in optimizer steps.
-        gradient_accumulation_steps: Positive integer, the batches of an
-            optimizer step. The optimizer in a file counts batches, and a
-            `.keras` file alone tells how many are a step. Needed with other
-            checkpoints, if the target is told in steps or some snapshots carry
-            their profile. Defaults to `None`.
-        max_residual: Float, the largest residual that is accepted. Defaults to
-            `0.1`.
-        overwrite: Boolean, whether an existing file may be replaced. Defaults
-            to `False`.
+        filepaths: Sequence of `str` or `path`-like, the snapshots: files of
+            `PowerEMA(snapshot_dir=...)`, averages saved by `save_weights`,
+            which contain their profile, or checkpoints of a compiled model,
+            whose optimizer contains the step.
+        output_filepath: `str` or `path`-like, the file to write. See
+            `average_checkpoints`.
+        target: `Profile` of the average, at the last step of the snapshots.
+            Exactly one of `target`, `sigma_rel` and `decay` is required.
+            Defaults to `None`.
+        sigma_rel: Float in [1e-9, 1 / sqrt(12)], the relative width of a
+            power-function average. Defaults to `None`.
+        decay: Float in [0, 1), the decay of an `EMA` for each optimizer step.
+            Use `decay=decay_from(half_life=...)` for a half-life. Defaults to
+            `None`.
+        gradient_accumulation_steps: Positive integer, the number of batches
+            for each optimizer step. The optimizer in a file counts batches, and
+            only a `.keras` file contains this number. It is required for
+            other checkpoints without a profile, unless `sigma_rel` is given and
+            no snapshot contains a profile. Defaults to `None`.
+        max_residual: Non-negative float, the largest accepted residual.
+            Defaults to `0.1`.
+        overwrite: Boolean, whether to replace an existing file. Defaults to
+            `False`.
+        verbose: `"auto"`, 0 or 1, whether to show a progress bar on standard
+            error. `"auto"` shows it on a terminal. Defaults to `"auto"`.
 
     Example:
 
     ```python
-    model.fit(x, y, callbacks=[PowerEMA((0.05, 0.1), snapshots="run")])
+    model.fit(x, y, callbacks=[PowerEMA((0.05, 0.1), snapshot_dir="run")])
     files = sorted(pathlib.Path("run").iterdir())
     print(synthesize(files, "wide.weights.h5", sigma_rel=0.2))
     ```
 
     Returns:
-        A `SynthesisReport`, with the coefficients, the residual and the
+        A `SynthesisReport` with the coefficients, the residual and the
         condition number.
 
     Raises:
-        ValueError: If not exactly one target is given, if a snapshot does not
-            know its steps, if the residual is too large, or whatever
-            `average_checkpoints` refuses.
-        FileExistsError: If there is a file and not `overwrite`.
+        ValueError: If not exactly one target is given, if the step of a
+            snapshot is unknown, if the residual is too large, or as
+            `average_checkpoints`.
+        FileExistsError: If the output exists and `overwrite` is `False`.
 
     References:
         [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3.2
     """
-    plan = planned_synthesis(
-        snapshots,
+    plan = plan_synthesis(
+        filepaths,
         target=target,
         sigma_rel=sigma_rel,
         decay=decay,
-        half_life=half_life,
         gradient_accumulation_steps=gradient_accumulation_steps,
         max_residual=max_residual,
     )
     average = average_checkpoints(
         plan.snapshots,
-        output,
+        output_filepath,
         weights=plan.solution.coefficients,
         overwrite=overwrite,
+        verbose=verbose,
     )
     return SynthesisReport(plan.solution, plan.target, average)
 
 
-def planned_synthesis(
-    snapshots: Paths,
+def plan_synthesis(
+    filepaths: Paths,
     *,
     target: Profile | None = None,
     sigma_rel: float | None = None,
     decay: float | None = None,
-    half_life: float | None = None,
     gradient_accumulation_steps: int | None = None,
     max_residual: float = 0.1,
-) -> PlannedSynthesis:
-    """What `synthesize` would do.
+) -> SynthesisPlan:
+    """Find the coefficients of `synthesize`, without writing anything.
 
     Args: See `synthesize`.
 
     Returns:
-        A `PlannedSynthesis`.
+        A `SynthesisPlan`.
 
     Raises:
         ValueError: See `synthesize`.
     """
-    given = checked(snapshots)
+    paths = checkpoint_paths(filepaths)
     profiles = profiles_in(
-        given,
-        gradient_accumulation_steps,
-        counts_steps=sigma_rel is None,
+        paths, gradient_accumulation_steps, in_steps=sigma_rel is None
     )
     steps = max(profile.steps for profile in profiles)
-    wanted = _target(target, sigma_rel, decay, half_life, steps)
-    solution = solve(profiles, wanted)
+    requested = _target(target, sigma_rel, decay, steps)
+    solution = fit_profiles(profiles, requested)
     if not solution.residual <= max_residual:
         raise ValueError(
-            "The snapshots must be able to make the average that is asked for. "
-            f"Received: {len(given)} snapshots, which leave a residual of "
-            f"{solution.residual:.1%} (max_residual={max_residual}). Take "
-            "more snapshots, or ask for a profile closer to theirs."
+            "The snapshots must be sufficient for the requested average. "
+            f"Received: {len(paths)} snapshots, which leave a residual of "
+            f"{solution.residual:.1%} (max_residual={max_residual}). Use "
+            "more snapshots, or request a profile closer to theirs."
         )
-    return PlannedSynthesis(tuple(given), solution, wanted)
+    return SynthesisPlan(tuple(paths), solution, requested)
 
 
 def sweep(
-    snapshots: Paths,
+    filepaths: Paths,
+    output_dir: str | os.PathLike[str],
     sigma_rels: Sequence[float],
     score: Callable[[Path], Any],
-    folder: str | os.PathLike[str],
     *,
     gradient_accumulation_steps: int | None = None,
     max_residual: float = 0.1,
     overwrite: bool = False,
+    verbose: Any = "auto",
 ) -> dict[float, Any]:
-    """Score the averages of several widths.
+    """Synthesize and score power-function averages of several widths.
 
-    Widths that the snapshots cannot make are left out, with a warning.
+    Widths for which the snapshots are not sufficient are skipped, with a
+    warning.
 
     Args:
-        snapshots: See `synthesize`.
-        sigma_rels: Sequence of floats, the widths.
-        score: Function from the path of a `.weights.h5` to a number, or to
-            whatever else is to be kept of it.
-        folder: Where the files are written, `sigma_<width>.weights.h5`. It is
-            made if it is missing.
-        gradient_accumulation_steps: See `synthesize`.
-        max_residual: See `synthesize`.
-        overwrite: See `synthesize`.
+        filepaths: Sequence of `str` or `path`-like, the snapshots. See
+            `synthesize`.
+        output_dir: `str` or `path`-like, the directory for the files
+            `sigma_<width>.weights.h5`. It is created if it is missing.
+        sigma_rels: Sequence of floats, the relative widths.
+        score: Function from the path of a `.weights.h5` file to a number, or to
+            any other result.
+        gradient_accumulation_steps: Positive integer, the number of batches
+            for each optimizer step. See `synthesize`. Defaults to `None`.
+        max_residual: Non-negative float, the largest accepted residual.
+            Defaults to `0.1`.
+        overwrite: Boolean, whether to replace existing files. Defaults to
+            `False`.
+        verbose: `"auto"`, 0 or 1, whether to show progress bars on standard
+            error. `"auto"` shows them on a terminal. Defaults to `"auto"`.
 
     Example:
 
@@ -238,120 +262,126 @@ def sweep(
         update_bn(model, x, verbose=0)
         return model.evaluate(x_val, y_val, verbose=0)
 
-    scores = sweep(files, [0.03, 0.05, 0.1, 0.2], loss, "widths")
+    scores = sweep(files, "widths", [0.03, 0.05, 0.1, 0.2], loss)
     best = min(scores, key=scores.get)
     ```
 
     Returns:
-        Dict from each width that could be made to what `score` returned.
+        Dict from each width that was synthesized to the result of `score`.
 
     Raises:
-        ValueError: If none of the widths can be made, if two are the same in
+        ValueError: If no width can be synthesized, if two widths are equal to
             six digits, or as `synthesize`.
-        FileExistsError: If there is a file and not `overwrite`.
+        FileExistsError: If a file exists and `overwrite` is `False`.
     """
-    given = checked(snapshots)
-    planned = planned_widths(
-        given,
+    paths = checkpoint_paths(filepaths)
+    plan = plan_sweep(
+        paths,
+        output_dir,
         sigma_rels,
-        folder,
         gradient_accumulation_steps=gradient_accumulation_steps,
         max_residual=max_residual,
         overwrite=overwrite,
     )
     scores = {}
-    for made in made_widths(given, planned, overwrite=overwrite):
+    for made in run_sweep(paths, plan, overwrite=overwrite, verbose=verbose):
         if made.path is None:
-            warnings.warn(f"Left out: {made}", stacklevel=2)
+            warnings.warn(f"Skipped: {made}", stacklevel=2)
         else:
             scores[made.sigma_rel] = score(made.path)
     if not scores:
         raise ValueError(
-            "The snapshots must be able to make one of the widths. Received: "
-            f"sigma_rels={list(sigma_rels)}, max_residual={max_residual}"
+            "The snapshots must be sufficient for at least one width. Received:"
+            f" sigma_rels={list(sigma_rels)}, max_residual={max_residual}"
         )
     return scores
 
 
-def made_widths(
-    snapshots: Paths, planned: Sequence[MadeWidth], *, overwrite: bool
-) -> Iterator[MadeWidth]:
-    """Make the averages of several widths, one after the other.
-
-    Args:
-        snapshots: See `sweep`.
-        planned: What `planned_widths` gave for them.
-        overwrite: See `sweep`.
-
-    Yields:
-        Each `MadeWidth`, when its file is there.
-
-    Raises:
-        FileExistsError: If there is a file and not `overwrite`.
-    """
-    for width in planned:
-        if width.path is not None:
-            width.path.parent.mkdir(parents=True, exist_ok=True)
-            average_checkpoints(
-                snapshots,
-                width.path,
-                weights=width.solution.coefficients,
-                overwrite=overwrite,
-            )
-        yield width
-
-
-def planned_widths(
-    snapshots: Paths,
+def plan_sweep(
+    filepaths: Paths,
+    output_dir: str | os.PathLike[str],
     sigma_rels: Sequence[float],
-    folder: str | os.PathLike[str],
     *,
     gradient_accumulation_steps: int | None = None,
     max_residual: float,
     overwrite: bool,
-) -> list[MadeWidth]:
-    """The averages that a sweep would make.
+) -> list[SweepAverage]:
+    """Find the coefficients of a sweep, without writing anything.
 
     Args: See `sweep`.
 
     Returns:
-        List with a `MadeWidth` for each.
+        List with a `SweepAverage` for each width.
 
     Raises:
-        ValueError: If a width does not exist, if two are the same in six
-            digits, or if a snapshot is none.
-        FileExistsError: If there is a file and not `overwrite`.
+        ValueError: If a width is out of range, if two are equal to six digits,
+            or if the step of a snapshot is unknown.
+        FileExistsError: If a file exists and `overwrite` is `False`.
     """
     profiles = profiles_in(
-        checked(snapshots), gradient_accumulation_steps, counts_steps=False
+        checkpoint_paths(filepaths), gradient_accumulation_steps, in_steps=False
     )
     steps = max(profile.steps for profile in profiles)
     targets = {float(s): Profile.power(s, steps) for s in sigma_rels}
-    paths = _paths(list(targets), Path(folder), overwrite=overwrite)
-    planned = []
+    paths = _output_paths(list(targets), Path(output_dir), overwrite=overwrite)
+    plan = []
     for (sigma_rel, target), path in zip(targets.items(), paths, strict=True):
-        solution = solve(profiles, target)
-        is_made = solution.residual <= max_residual
-        planned.append(
-            MadeWidth(sigma_rel, path if is_made else None, solution)
+        solution = fit_profiles(profiles, target)
+        is_sufficient = solution.residual <= max_residual
+        plan.append(
+            SweepAverage(sigma_rel, path if is_sufficient else None, solution)
         )
-    return planned
+    return plan
 
 
-def _paths(
-    sigma_rels: Sequence[float], folder: Path, *, overwrite: bool
+def run_sweep(
+    filepaths: Paths,
+    plan: Sequence[SweepAverage],
+    *,
+    overwrite: bool,
+    verbose: Any,
+) -> Iterator[SweepAverage]:
+    """Write the averages of a sweep, one after the other.
+
+    Args:
+        filepaths: See `sweep`.
+        plan: List returned by `plan_sweep`.
+        overwrite: See `sweep`.
+        verbose: See `sweep`.
+
+    Yields:
+        Each `SweepAverage` of the plan, after its file has been written.
+
+    Raises:
+        FileExistsError: If a file exists and `overwrite` is `False`.
+    """
+    for average in plan:
+        if average.path is not None:
+            average.path.parent.mkdir(parents=True, exist_ok=True)
+            average_checkpoints(
+                filepaths,
+                average.path,
+                weights=average.solution.coefficients,
+                overwrite=overwrite,
+                verbose=verbose,
+            )
+        yield average
+
+
+def _output_paths(
+    sigma_rels: Sequence[float], directory: Path, *, overwrite: bool
 ) -> list[Path]:
-    """The files of the widths. If one is refused, none is made."""
-    paths = [folder / f"sigma_{s:g}.weights.h5" for s in sigma_rels]
+    """The files of all widths, refused together if one cannot be written."""
+    paths = [directory / f"sigma_{s:g}.weights.h5" for s in sigma_rels]
     if len(set(paths)) < len(paths):
         raise ValueError(
-            "`sigma_rels` must differ in their first six digits, by which the "
-            f"files are named. Received: sigma_rels={list(sigma_rels)}. Leave "
-            "one of two out."
+            "`sigma_rels` must differ in their first six digits, which are in "
+            f"the names of the files. Received: sigma_rels={list(sigma_rels)}. "
+            "Remove one of two."
         )
-    if folder.exists():
+    if directory.exists():
         for path in paths:
-            refuse_output(path, overwrite=overwrite)
+            check_output(path, overwrite=overwrite)
     return paths
 
 
@@ -359,21 +389,15 @@ def _target(
     target: Profile | None,
     sigma_rel: float | None,
     decay: float | None,
-    half_life: float | None,
     steps: int,
 ) -> Profile:
-    given = [
-        value
-        for value in (target, sigma_rel, decay, half_life)
-        if value is not None
-    ]
-    if len(given) != 1:
-        raise ValueError(
-            "Exactly one of `target`, `sigma_rel`, `decay` and `half_life` "
-            f"must be given. Received: {len(given)} of them"
-        )
-    if target is not None:
+    if target is not None and sigma_rel is None and decay is None:
         return target
-    if sigma_rel is not None:
+    if sigma_rel is not None and target is None and decay is None:
         return Profile.power(sigma_rel, steps)
-    return Profile.ema(decay_from(decay=decay, half_life=half_life), steps)
+    if decay is not None and target is None and sigma_rel is None:
+        return Profile.ema(decay, steps)
+    raise ValueError(
+        "Exactly one of `target`, `sigma_rel` and `decay` must be given. "
+        f"Received: target={target!r}, sigma_rel={sigma_rel}, decay={decay}"
+    )

@@ -1,17 +1,17 @@
-"""Pictures: where averages lie, what they are made of, how good they are.
+"""Plots of averages: the loss around them, their profiles, their scores.
 
-`plot_loss_plane` draws a score around three points of weight space, of which
-`loss_plane` measures it and `draw_loss_plane` draws it; `plot_profile` draws
-the share of each past step in an average; `plot_history` draws the scores of
-the raw weights and of each average. They need matplotlib, which
-`pip install "keras-wavg[plots]"` brings along.
+`plot_loss_plane` draws a score on a plane of weight space: `loss_plane`
+measures it, `draw_loss_plane` draws it. `plot_profile` draws the coefficient of
+each past step in an average. `plot_history` draws the scores of the raw weights
+and of each average by epoch. Plots require matplotlib, which
+`pip install "keras-wavg[plots]"` installs.
 """
 
 try:
     import matplotlib  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        'Plots need matplotlib. Run: pip install "keras-wavg[plots]"'
+        'Plots require matplotlib. Run: pip install "keras-wavg[plots]"'
     ) from error
 
 from keras_wavg.plots.contours import draw_loss_plane, plot_loss_plane

@@ -1,13 +1,14 @@
-"""The picture of a score on the plane through three points."""
+"""The plot of a score on the plane through three points."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
+import keras
 import numpy
 from matplotlib import colors, patheffects
+from matplotlib.axes import Axes
 
 from keras_wavg.plots.plane import LossPlane, loss_plane
-from keras_wavg.plots.style import given_or_new
+from keras_wavg.plots.style import axes_or_new
 from keras_wavg.plots.weight_space import Array, Position, Weights
 
 _LEVELS = 10
@@ -16,22 +17,22 @@ _MARK_MARKERS = "DPX*v<>"
 
 
 def plot_loss_plane(
-    model: Any,
+    model: keras.Model,
     points: Mapping[str, Weights],
-    score: Callable[[], Any],
+    score: Callable[[], float],
     *,
     resolution: int = 21,
     margin: float = 0.25,
     marks: Mapping[str, Weights] | None = None,
-    ax: Any = None,
+    ax: Axes | None = None,
     label: str | None = None,
     verbose: str | int = "auto",
-) -> Any:
+) -> Axes:
     """Draw a score on the plane through three points of weight space.
 
-    It shows whether weights lie in one basin, and where in it an average of
-    them lies. The axes are Euclidean distances in weight space: with `w1`,
-    `w2`, `w3` the points in their order,
+    The plot shows whether weights are in one basin of the loss, and where in it
+    their average is. The axes are Euclidean distances in weight space. With the
+    points `w1`, `w2`, `w3`, in their order,
 
     ```
     u = w2 - w1
@@ -39,35 +40,36 @@ def plot_loss_plane(
     weights(x, y) = w1 + x * u / |u| + y * v / |v|
     ```
 
-    over the floating-point weights. Others stay what they are in the model.
+    for the floating-point weights. Other weights keep their values.
 
-    At each point of a grid, `resolution**2` times in all, `model` gets the
-    weights of that point, and `score()` is called. Then `model` gets its own
-    weights back, also after an error or Ctrl-C. `BatchNormalization` has
-    statistics of its own at each point of the plane; those between the three
-    points are mixtures, so let `score` measure them anew before it evaluates.
+    At each of the `resolution**2` points of a grid, `score()` is called while
+    `model` has the weights of that point. The weights of the model are restored
+    at the end, also after an error or Ctrl-C. The statistics of
+    `BatchNormalization` do not fit weights between the points: call `update_bn`
+    in `score` before you evaluate.
 
-    Filled markers are the points, hollow ones the marks. A mark is drawn where
-    it falls on the plane, and its own score is that of the plane only if it
-    lies in it, as an average of the points does.
+    Filled markers are the points, hollow markers the marks. A mark is drawn at
+    its projection on the plane. The color there is its score only if it is on
+    the plane, as averages of the points are.
 
     Args:
         model: A built Keras model.
-        points: A dictionary of three names and weights, each a list of arrays
-            as from `model.get_weights()`, not on one line.
-        score: A function without arguments that returns a number, e.g. the
-            loss or the error of `model` on the training or the test data. What
-            is not finite is left blank.
+        points: Dictionary of three names and weights, each a list of arrays as
+            returned by `model.get_weights()`. They must not be on one line.
+        score: Function without arguments that returns a number, such as the
+            loss or error of `model` on training or test data. Values that are
+            not finite are gray.
         resolution: Integer >= 2, the number of grid points along each axis.
             Defaults to `21`.
-        margin: Float >= 0, how far the square of the picture goes beyond the
-            outermost points and marks, as a fraction of the wider of their two
-            extents. Defaults to `0.25`.
-        marks: A dictionary of names and weights to show in the picture too,
-            e.g. averages. Defaults to `None`.
-        ax: A matplotlib `Axes` to draw on, best in a figure made with
-            `layout="compressed"`. Defaults to `None`, those of a new figure.
-        label: String, what `score` is, for the colour bar. Defaults to `None`.
+        margin: Non-negative float, the distance from the outermost points and
+            marks to the edge of the plot, as a fraction of the larger of their
+            two extents. Defaults to `0.25`.
+        marks: Dictionary of names and weights to mark in the plot, such as
+            averages. Defaults to `None`.
+        ax: A matplotlib `Axes` to draw on, preferably of a figure created with
+            `layout="compressed"`. Defaults to `None`, for a new figure.
+        label: String, the name of the score, for the color bar. Defaults to
+            `None`.
         verbose: `"auto"` or 1 for a progress bar, 0 for none. Defaults to
             `"auto"`.
 
@@ -88,9 +90,10 @@ def plot_loss_plane(
         The `Axes`.
 
     Raises:
-        ValueError: If the points are not three or lie on one line, if weights
-            are not of the shapes of the model's or not finite, if another
-            argument is out of its range, or if no score is finite.
+        ValueError: If there are not three points or they are on one line, if
+            weights are not finite or do not have the shapes of the weights of
+            the model, if another argument is out of its range, or if no score
+            is finite.
 
     References:
         - [Garipov et al., 2018](https://arxiv.org/abs/1802.10026), figure 1
@@ -109,17 +112,19 @@ def plot_loss_plane(
 
 
 def draw_loss_plane(
-    plane: LossPlane, *, ax: Any = None, label: str | None = None
-) -> Any:
-    """Draw what `loss_plane` has measured.
+    plane: LossPlane, *, ax: Axes | None = None, label: str | None = None
+) -> Axes:
+    """Draw a score that `loss_plane` has measured.
 
-    Contours lie dense near the lowest score: their distances from it grow
-    geometrically.
+    The distances of the contours from the lowest score increase geometrically,
+    so that contours are dense near it.
 
     Args:
         plane: A `LossPlane`.
-        ax: A matplotlib `Axes`. Defaults to `None`, those of a new figure.
-        label: String, what the score is. Defaults to `None`.
+        ax: A matplotlib `Axes` to draw on, preferably of a figure created with
+            `layout="compressed"`. Defaults to `None`, for a new figure.
+        label: String, the name of the score, for the color bar. Defaults to
+            `None`.
 
     Example:
 
@@ -144,9 +149,9 @@ def draw_loss_plane(
         ValueError: If no score is finite.
     """
     scores = numpy.ma.masked_invalid(plane.scores)
-    labels = _tick_labels(_levels(scores.compressed()))
-    ax = given_or_new(ax, width=5, height=4)
-    _draw_contours(ax, plane, scores, labels, label)
+    tick_labels = _tick_labels(_levels(scores.compressed()))
+    ax = axes_or_new(ax, width=5, height=4)
+    _draw_contours(ax, plane, scores, tick_labels, label)
     _draw_markers(ax, plane)
     ax.set(
         aspect="equal",
@@ -159,19 +164,21 @@ def draw_loss_plane(
 
 def _levels(scores: Array) -> Array:
     if not scores.size:
-        raise ValueError("No score is finite: there is nothing to draw.")
+        raise ValueError(
+            "`plane` must have at least one finite score. Received: none"
+        )
     lowest = scores.min()
     above = scores[scores > lowest] - lowest
     if not above.size:
         return numpy.array([lowest, lowest + (abs(lowest) or 1)])
-    # Quantiles, for one corner can be worse than all the rest by magnitudes.
-    nearest, farthest = numpy.quantile(above, (0.02, 0.9))
-    distances = numpy.geomspace(nearest, farthest, _LEVELS - 1)
+    # Quantiles, because one corner can be orders of magnitude worse.
+    smallest, largest = numpy.quantile(above, (0.02, 0.9))
+    distances = numpy.geomspace(smallest, largest, _LEVELS - 1)
     return numpy.unique([lowest, *(lowest + distances)])
 
 
 def _tick_labels(levels: Array) -> list[str]:
-    """The levels with as few digits as tell them apart."""
+    """Return the levels with the fewest digits that distinguish them."""
     for digits in range(2, 18):
         labels = [_tick_label(level, digits) for level in levels]
         if len(set(labels)) == len(levels):
@@ -186,10 +193,14 @@ def _tick_label(level: float, digits: int) -> str:
 
 
 def _draw_contours(
-    ax: Any, plane: LossPlane, scores: Array, labels: list[str], name: Any
+    ax: Axes,
+    plane: LossPlane,
+    scores: Array,
+    tick_labels: list[str],
+    label: str | None,
 ) -> None:
-    levels = [float(label) for label in labels]
-    # Rounded up, the lowest level would leave the minimum blank.
+    levels = [float(tick_label) for tick_label in tick_labels]
+    # If the lowest level was rounded up, the minimum would be blank.
     scores = numpy.ma.maximum(scores, levels[0])
     filled = ax.contourf(
         plane.x,
@@ -202,11 +213,11 @@ def _draw_contours(
     )
     lines = {"colors": "white", "linewidths": 0.4}
     ax.contour(plane.x, plane.y, scores, levels[1:], **lines)
-    bar = ax.figure.colorbar(filled, ax=ax, label=name, ticks=levels)
-    bar.ax.set_yticklabels(labels)
+    color_bar = ax.figure.colorbar(filled, ax=ax, label=label, ticks=levels)
+    color_bar.ax.set_yticklabels(tick_labels)
 
 
-def _draw_markers(ax: Any, plane: LossPlane) -> None:
+def _draw_markers(ax: Axes, plane: LossPlane) -> None:
     for marker, (name, position) in zip(
         _POINT_MARKERS, plane.points.items(), strict=True
     ):
@@ -217,7 +228,7 @@ def _draw_markers(ax: Any, plane: LossPlane) -> None:
 
 
 def _draw_marker(
-    ax: Any, name: str, position: Position, marker: str, face: str, edge: str
+    ax: Axes, name: str, position: Position, marker: str, face: str, edge: str
 ) -> None:
     ax.plot(
         *position,

@@ -1,23 +1,22 @@
-"""A score, measured on the plane through three points of weight space."""
+"""The measurement of a score on the plane through three points."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy
 
 from keras_wavg import arguments
-from keras_wavg.ensemble import weights_given_back
+from keras_wavg.ensemble import weights_restored
 from keras_wavg.plots.weight_space import (
     Array,
-    Frame,
+    PlaneBasis,
     Position,
     Weights,
     WeightSpace,
 )
 
-_CORNERS = 3
+_POINTS = 3
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,15 @@ class LossPlane:
     """A score on the plane through three points of weight space.
 
     Coordinates are Euclidean distances in weight space. The first point is the
-    origin, and the second lies on the x axis.
+    origin, and the second is on the x axis.
 
     Args:
-        points: Where the three points are, by name.
-        marks: Where other weights fall on the plane, by name.
-        x: The grid's x coordinates, an array.
-        y: The grid's y coordinates, an array.
-        scores: The score of each grid point, of shape `(len(y), len(x))`.
+        points: Dictionary of the names and positions of the three points.
+        marks: Dictionary of the names of other weights, and the positions of
+            their projections on the plane.
+        x: Array, the x coordinates of the grid.
+        y: Array, the y coordinates of the grid.
+        scores: Array of shape `(len(y), len(x))`, the score of each grid point.
     """
 
     points: dict[str, Position]
@@ -41,11 +41,21 @@ class LossPlane:
     y: Array
     scores: Array
 
+    def __repr__(self) -> str:
+        finite = self.scores[numpy.isfinite(self.scores)]
+        scores = "none finite"
+        if finite.size:
+            scores = f"{finite.min():.4g} to {finite.max():.4g}"
+        return (
+            f"LossPlane(points={list(self.points)}, marks={list(self.marks)}, "
+            f"grid={len(self.x)}x{len(self.y)}, scores={scores})"
+        )
+
 
 def loss_plane(
-    model: Any,
+    model: keras.Model,
     points: Mapping[str, Weights],
-    score: Callable[[], Any],
+    score: Callable[[], float],
     *,
     resolution: int = 21,
     margin: float = 0.25,
@@ -54,22 +64,24 @@ def loss_plane(
 ) -> LossPlane:
     """Measure a score on the plane through three points of weight space.
 
-    What `plot_loss_plane` draws; the plane is defined there. In the end the
-    model has its own weights back, also after an error or Ctrl-C.
+    `plot_loss_plane` measures and draws; see there for the definition of the
+    plane. The weights of the model are restored at the end, also after an error
+    or Ctrl-C.
 
     Args:
         model: A built Keras model.
-        points: A dictionary of three names and weights, each a list of arrays
-            as from `model.get_weights()`, not on one line.
-        score: A function without arguments that returns a number. It is called
-            with the weights of each grid point in `model`.
+        points: Dictionary of three names and weights, each a list of arrays as
+            returned by `model.get_weights()`. They must not be on one line.
+        score: Function without arguments that returns a number. It is called
+            once for each grid point, while `model` has the weights of that
+            point.
         resolution: Integer >= 2, the number of grid points along each axis.
             Defaults to `21`.
-        margin: Float >= 0, how far the grid goes beyond the outermost points
-            and marks, as a fraction of the wider of their two extents.
-            Defaults to `0.25`.
-        marks: A dictionary of names and weights to be placed too, e.g.
-            averages. Defaults to `None`.
+        margin: Non-negative float, the distance from the outermost points and
+            marks to the edge of the grid, as a fraction of the larger of their
+            two extents. Defaults to `0.25`.
+        marks: Dictionary of names and weights whose positions to compute too,
+            such as averages. Defaults to `None`.
         verbose: `"auto"` or 1 for a progress bar, 0 for none. Defaults to
             `"auto"`.
 
@@ -96,29 +108,32 @@ def loss_plane(
     [0.125, 0.3125, 1.625]
 
     Returns:
-        A `LossPlane`: numbers to keep, and to draw again.
+        A `LossPlane`, for `draw_loss_plane`.
 
     Raises:
-        ValueError: If the points are not three or lie on one line, if weights
-            are not of the shapes of the model's or not finite, if `score` does
-            not return a number, or if another argument is out of its range.
+        ValueError: If there are not three points or they are on one line, if
+            weights are not finite or do not have the shapes of the weights of
+            the model, if `score` does not return a number, or if another
+            argument is out of its range.
     """
     space = WeightSpace(model)
-    frame = Frame([space.vector(n, w) for n, w in _three(points).items()])
-    corners = dict(zip(points, frame.corners, strict=True))
-    others = {
-        name: frame.project(space.vector(name, weights))
+    vectors = [space.vector(n, w) for n, w in _three(points).items()]
+    basis = PlaneBasis(vectors)
+    positions = dict(zip(points, basis.points, strict=True))
+    projections = {
+        name: basis.project(space.vector(name, weights))
         for name, weights in (marks or {}).items()
     }
-    x, y = _grid([*corners.values(), *others.values()], margin, resolution)
-    scores = _measure(space, frame, x, y, score, verbose)
-    return LossPlane(corners, others, x, y, scores)
+    shown = [*positions.values(), *projections.values()]
+    x, y = _grid(shown, margin, resolution)
+    scores = _measure(space, basis, x, y, score, verbose)
+    return LossPlane(positions, projections, x, y, scores)
 
 
 def _three(points: Mapping[str, Weights]) -> Mapping[str, Weights]:
-    if len(points) != _CORNERS:
+    if len(points) != _POINTS:
         raise ValueError(
-            "`points` must name three points in weight space. "
+            "`points` must be a dictionary of three points in weight space. "
             f"Received: points={list(points)}"
         )
     return points
@@ -130,18 +145,18 @@ def _grid(
     resolution = arguments.integer("resolution", resolution, at_least=2)
     margin = arguments.number("margin", margin, at_least=0)
     lowest, highest = numpy.min(positions, 0), numpy.max(positions, 0)
-    centre, width = (lowest + highest) / 2, (highest - lowest).max()
-    reach = (0.5 + margin) * width
-    grid = numpy.linspace(centre - reach, centre + reach, resolution)
+    center, extent = (lowest + highest) / 2, (highest - lowest).max()
+    radius = (0.5 + margin) * extent
+    grid = numpy.linspace(center - radius, center + radius, resolution)
     return grid[:, 0], grid[:, 1]
 
 
 def _measure(
     space: WeightSpace,
-    frame: Frame,
+    basis: PlaneBasis,
     x: Array,
     y: Array,
-    score: Callable[[], Any],
+    score: Callable[[], float],
     verbose: str | int,
 ) -> Array:
     scores = numpy.empty((len(y), len(x)))
@@ -150,9 +165,9 @@ def _measure(
         verbose=1 if verbose == "auto" else verbose,
         unit_name="point",
     )
-    with weights_given_back(space.model):
+    with weights_restored(space.model):
         for row, column in numpy.ndindex(scores.shape):
-            space.enter(frame.vector(x[column], y[row]))
+            space.assign(basis.vector(x[column], y[row]))
             scores[row, column] = arguments.score(score())
             progress.add(1)
     return scores

@@ -1,4 +1,4 @@
-"""The picture of what averages are made of."""
+"""The plot of the coefficients of past steps in averages."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,43 +6,46 @@ from typing import Any
 
 import numpy
 from matplotlib import markers, ticker
+from matplotlib.axes import Axes
 
 from keras_wavg.plots.style import (
     axes_for_curves,
-    curve,
+    curve_style,
+    integer_locator,
     legend_above,
-    whole_numbers,
 )
 from keras_wavg.profile import Profile
 
 _BINS = 1000
-_LEAST_SHARE = 0.0005
-_HIGHEST_PIN = 0.95
+_MIN_STEM_COEFFICIENT = 0.0005
+_MAX_STEM_HEIGHT = 0.95
 
 
 def plot_profile(
-    profiles: Profile | Mapping[str, Profile], *, ax: Any = None
-) -> Any:
-    """Draw the share of each past step in one or several averages.
+    profiles: Profile | Mapping[str, Profile], *, ax: Axes | None = None
+) -> Axes:
+    """Draw the coefficient of each past step in one or several averages.
 
-    A curve is a density: the share of a sample, divided by the steps that it
-    stands for, so that averages sampled every step and every ten steps can be
-    compared. The area under it is the share of those steps.
+    A curve is a density: the coefficient of a sample divided by the number of
+    steps that it represents. So you can compare averages that are sampled every
+    step and every ten steps. The area under a curve is the sum of the
+    coefficients of those steps.
 
-    The weights at which an average began stand for no step. Their share is a
-    pin at their place, and a number in the legend. At 100 % a pin is nearly as
-    high as the picture; it is hollow if the share is negative, as it can be in
-    `BEMA`. A sample that is the only one is a pin, too.
+    The weights from which an average started represent no step. They are drawn
+    as a stem at the step at which it started, and their coefficient is in the
+    legend. The stem is as high as the axes for a coefficient of 1, and its
+    marker is hollow if the coefficient is negative, as in `BEMA`. The only
+    sample of an average is a stem too.
 
-    The triangle on the axis is as far from the end as the average is old: its
-    mean age.
+    A triangle on the x axis marks the mean age: its distance from the latest
+    step. The legend has the figures, with the symbols of triangle and stem.
 
     Args:
-        profiles: A `Profile`, as from the `profile()` of an averaging callback,
-            or a dictionary of names and `Profile`s.
-        ax: A matplotlib `Axes` to draw on, best in a figure made with
-            `layout="compressed"`, as the legend is above them. Defaults to
-            `None`, those of a new figure.
+        profiles: A `Profile`, as returned by `profile()` of an averaging
+            callback, or a dictionary of names and `Profile`s.
+        ax: A matplotlib `Axes` to draw on, preferably of a figure created with
+            `layout="compressed"`, because the legend is above the axes.
+            Defaults to `None`, for a new figure.
 
     Example:
 
@@ -54,79 +57,85 @@ def plot_profile(
     ...     }
     ... )
     >>> ax.get_xlabel(), ax.get_ylabel()
-    ('optimizer step', 'share per step')
+    ('optimizer step', 'coefficient per step')
 
     Returns:
         The `Axes`.
 
     Raises:
-        ValueError: If `profiles` is neither.
+        ValueError: If `profiles` is not a `Profile` or a dictionary of them.
 
     References:
         [Karras et al., 2024](https://arxiv.org/abs/2312.02696), section 3, for
-        such profiles and the relative width
+        such profiles and for the relative width
     """
-    labelled = _labelled(profiles)
-    ax = axes_for_curves(ax, len(labelled))
-    for index, (label, profile) in enumerate(labelled.items()):
-        _draw(ax, profile, label, curve(index))
+    labeled = _labeled(profiles)
+    ax = axes_for_curves(ax, len(labeled), characters=max(map(len, labeled)))
+    for index, (label, profile) in enumerate(labeled.items()):
+        _draw(ax, profile, label, curve_style(index))
     ax.margins(x=0.02)
-    ax.xaxis.set_major_locator(whole_numbers())
+    ax.xaxis.set_major_locator(integer_locator())
     ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    ax.set(xlabel="optimizer step", ylabel="share per step")
+    ax.set(xlabel="optimizer step", ylabel="coefficient per step")
     legend_above(ax)
     return ax
 
 
-def _labelled(
+def _labeled(
     profiles: Profile | Mapping[str, Profile],
 ) -> Mapping[str, Profile]:
     if isinstance(profiles, Profile):
-        return {_numbers(profiles): profiles}
+        return {_figures(profiles): profiles}
     if not isinstance(profiles, Mapping) or not profiles:
         raise _not_profiles(profiles)
     if not all(isinstance(p, Profile) for p in profiles.values()):
         raise _not_profiles(profiles)
-    return {f"{name}: {_numbers(p)}": p for name, p in profiles.items()}
+    return {f"{name}: {_figures(p)}": p for name, p in profiles.items()}
 
 
 def _not_profiles(received: Any) -> ValueError:
     return ValueError(
-        "`profiles` must be a `Profile`, or a dictionary of names and "
-        f"`Profile`s. Received: {received!r}. Call `profile()` of an average."
+        "`profiles` must be a `Profile` or a dictionary of names and "
+        f"`Profile`s. Received: profiles={received!r}. Call `profile()` of an "
+        "averaging callback to get one."
     )
 
 
-def _numbers(profile: Profile) -> str:
-    share = profile.initial_share
-    return (
-        f"mean age {_short(profile.mean_age)}, "
+def _figures(profile: Profile) -> str:
+    initial = profile.initial_coefficient
+    triangle = "" if profile.mean_age < 0 else "▲ "
+    figures = (
+        f"{triangle}mean age {_short(profile.mean_age)}, "
         rf"$\sigma_\mathrm{{rel}}$ {_short(profile.sigma_rel)}"
-    ) + (f", initial {share:.1%}" if abs(share) >= _LEAST_SHARE else "")
+    )
+    if abs(initial) < _MIN_STEM_COEFFICIENT:
+        return figures
+    marker = "●" if initial > 0 else "○"
+    return f"{figures}, {marker} initial weights {initial:.1%}"
 
 
 def _short(number: float) -> str:
-    """Three digits, and 12300 rather than 1.23e+04."""
+    """Return three digits, without an exponent: 12300 for 1.23e+04."""
     return numpy.format_float_positional(
         number, precision=3, fractional=False, trim="-"
     )
 
 
-def _draw(ax: Any, profile: Profile, label: str, style: Any) -> None:
+def _draw(ax: Axes, profile: Profile, label: str, style: Any) -> None:
     _draw_density(ax, profile, label, style)
-    share = _pinned_share(profile)
-    if share:
-        _draw_pin(ax, profile, share, style["color"])
-    if profile.mean_age >= 0:  # else it is ahead of the latest step
+    coefficient = _stem_coefficient(profile)
+    if coefficient:
+        _draw_stem(ax, profile, coefficient, style["color"])
+    if profile.mean_age >= 0:  # Negative if `BEMA` extrapolates.
         _draw_mean_age(ax, profile, style["color"])
 
 
-def _draw_density(ax: Any, profile: Profile, label: str, style: Any) -> None:
+def _draw_density(ax: Axes, profile: Profile, label: str, style: Any) -> None:
     edges = _edges(profile.steps)
-    shares = numpy.diff(_spread(profile).cumulative(edges))
+    masses = numpy.diff(_without_stem(profile).cumulative(edges))
     outline = ax.stairs(
-        shares / numpy.diff(edges),
+        masses / numpy.diff(edges),
         edges,
         baseline=None,
         label=label,
@@ -134,26 +143,28 @@ def _draw_density(ax: Any, profile: Profile, label: str, style: Any) -> None:
         **style,
     )
     outline.sticky_edges.y.append(0)
-    # The plain mean's, for where all that there is is a pin.
+    # If there is only a stem, show the height of the plain mean.
     ax.update_datalim([(0, 1 / profile.steps)])
 
 
-def _draw_pin(ax: Any, profile: Profile, share: float, color: str) -> None:
+def _draw_stem(
+    ax: Axes, profile: Profile, coefficient: float, color: str
+) -> None:
     ax.plot(
         [profile.times[0]] * 2,
-        [0, _HIGHEST_PIN * abs(share)],
+        [0, _MAX_STEM_HEIGHT * abs(coefficient)],
         transform=ax.get_xaxis_transform(),
         marker="o",
         markevery=[1],
         markersize=4.5,
-        markerfacecolor=color if share > 0 else "white",
+        markerfacecolor=color if coefficient > 0 else "white",
         color=color,
         linewidth=1.2,
         clip_on=False,
     )
 
 
-def _draw_mean_age(ax: Any, profile: Profile, color: str) -> None:
+def _draw_mean_age(ax: Axes, profile: Profile, color: str) -> None:
     ax.plot(
         profile.steps - profile.mean_age,
         0,
@@ -166,26 +177,29 @@ def _draw_mean_age(ax: Any, profile: Profile, color: str) -> None:
 
 
 def _edges(steps: int) -> Any:
-    """Whole steps, dense near the latest one, where averages are steep."""
+    """Return bin edges in steps, dense at the end, where densities are steep.
+
+    Evenly spaced bins alone would flatten the peak of a short average.
+    """
     evenly = numpy.linspace(0, steps, _BINS + 1)
     ages = numpy.geomspace(1, steps, _BINS)
     return numpy.unique(numpy.append(evenly, steps - ages).round())
 
 
-def _spread(profile: Profile) -> Profile:
-    """The profile without the sample that stands for no steps."""
-    if not _begins_with_a_pin(profile):
+def _without_stem(profile: Profile) -> Profile:
+    if not _has_stem(profile):
         return profile
-    return replace(profile, shares=numpy.append(0, profile.shares[1:]))
+    coefficients = numpy.append(0, profile.coefficients[1:])
+    return replace(profile, coefficients=coefficients)
 
 
-def _pinned_share(profile: Profile) -> float:
-    """Of the sample that stands for no steps, if it is enough to be seen."""
-    share = float(profile.shares[0])
-    is_seen = abs(share) >= _LEAST_SHARE
-    return share if is_seen and _begins_with_a_pin(profile) else 0.0
+def _stem_coefficient(profile: Profile) -> float:
+    """Return the coefficient that a stem shows, or 0 if there is none."""
+    coefficient = float(profile.coefficients[0])
+    is_visible = abs(coefficient) >= _MIN_STEM_COEFFICIENT
+    return coefficient if is_visible and _has_stem(profile) else 0.0
 
 
-def _begins_with_a_pin(profile: Profile) -> bool:
-    """Whether the first sample is what the average began at, or is alone."""
-    return profile.begun_at_first or len(profile.times) == 1
+def _has_stem(profile: Profile) -> bool:
+    """Return whether the first sample represents no steps, or is alone."""
+    return profile.starts_from_initial or len(profile.times) == 1

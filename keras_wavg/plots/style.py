@@ -1,10 +1,11 @@
-"""What the pictures have in common."""
+"""Figures, colors and legends of all plots."""
 
 from typing import Any
 
 from matplotlib import pyplot, ticker
+from matplotlib.axes import Axes
 
-# Okabe and Ito's, which the colour-blind can tell apart, without yellow.
+# The palette of Okabe and Ito, for color-blind readers, without yellow.
 _COLORS = (
     "#0072B2",
     "#D55E00",
@@ -14,43 +15,56 @@ _COLORS = (
     "#56B4E9",
     "#000000",
 )
-_DASHES = ("-", "--", ":", "-.")
-_ROW = 0.17
-"""The height of a row of the legend, in inches."""
+_LINE_STYLES = ("-", "--", ":", "-.")
+_LEGEND_ROW_INCHES = 0.17
+_LEGEND_CHARACTER_INCHES = 0.07
 
 
-def given_or_new(ax: Any, *, width: float, height: float) -> Any:
-    """The axes given, or those of a new figure of a size in inches."""
+def axes_or_new(ax: Axes | None, *, width: float, height: float) -> Axes:
+    """Return `ax`, or the axes of a new figure of a size in inches."""
     if ax is None:
         _, ax = pyplot.subplots(figsize=(width, height), layout="compressed")
     return ax
 
 
-def axes_for_curves(ax: Any, count: int) -> Any:
-    """The axes given, or new ones with room for a legend of so many rows."""
-    ax = given_or_new(ax, width=5, height=2.6 + _ROW * count)
+def axes_for_curves(
+    ax: Axes | None, count: int, *, characters: int = 0
+) -> Axes:
+    """Return `ax`, or new axes with space for a legend.
+
+    Args:
+        ax: A matplotlib `Axes`, or `None`.
+        count: Integer, the number of rows of the legend.
+        characters: Integer, the number of characters of the longest label.
+            Defaults to `0`, for short ones.
+    """
+    ax = axes_or_new(
+        ax,
+        width=max(5, _LEGEND_CHARACTER_INCHES * characters),
+        height=2.6 + _LEGEND_ROW_INCHES * count,
+    )
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def curve(index: int) -> dict[str, Any]:
-    """Colour and dashes of one curve of several."""
-    dashes = index // len(_COLORS) % len(_DASHES)
+def curve_style(index: int) -> dict[str, Any]:
+    """Return color and line style of one of several curves."""
+    line_style = index // len(_COLORS) % len(_LINE_STYLES)
     return {
         "color": _COLORS[index % len(_COLORS)],
-        "linestyle": _DASHES[dashes],
+        "linestyle": _LINE_STYLES[line_style],
     }
 
 
-def whole_numbers() -> Any:
-    """A locator of ticks, for steps and epochs."""
+def integer_locator() -> ticker.MaxNLocator:
+    """Return a locator of ticks for steps or epochs."""
     return ticker.MaxNLocator(
         "auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]
     )
 
 
-def legend_above(ax: Any) -> None:
-    """Put the legend where no curve can be."""
+def legend_above(ax: Axes) -> None:
+    """Draw the legend above the axes, where it hides no curve."""
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),

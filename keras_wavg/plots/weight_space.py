@@ -1,4 +1,4 @@
-"""Weights as vectors, and a plane through three of them."""
+"""Weights as vectors, and the plane through three of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,79 +13,93 @@ Position = tuple[float, float]
 
 
 class WeightSpace:
-    """The floating-point weights of a model as one vector of float64."""
+    """The floating-point weights of a model as one float64 vector.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: A built Keras model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
         self.model = model
-        # Copies: what Keras gives may be JAX's own memory, donated to a step.
-        self.own = [numpy.array(array) for array in model.get_weights()]
-        self.floating = [
+        # Copies: JAX reuses the memory of its arrays in a training step.
+        self._weights = [numpy.array(array) for array in model.get_weights()]
+        self._is_float = [
             keras.backend.is_float_dtype(weight.dtype)
             for weight in model.weights
         ]
 
     def vector(self, name: str, weights: Weights) -> Array:
-        """Weights of the user as a vector."""
+        """Convert weights to a vector; `name` is for errors."""
         arrays = [numpy.asarray(array) for array in weights]
         received = [array.shape for array in arrays]
-        expected = [array.shape for array in self.own]
+        expected = [array.shape for array in self._weights]
         if received != expected:
             raise ValueError(
-                f"The weights of '{name}' must have the shapes of the model's, "
-                f"{expected}. Received: {received}"
+                f"The weights of '{name}' must have the shapes of the weights "
+                f"of the model, {expected}. Received: {received}"
             )
         vector = numpy.concatenate(
-            [a.ravel().astype("float64") for a in self._floats_of(arrays)]
+            [a.ravel().astype("float64") for a in self._floats(arrays)]
         )
         if not numpy.isfinite(vector).all():
-            raise ValueError(f"The weights of '{name}' must be finite.")
+            raise ValueError(
+                f"The weights of '{name}' must be finite. Received: NaN or "
+                "infinite elements"
+            )
         return vector
 
-    def enter(self, vector: Array) -> None:
-        """Give the model the weights of a vector."""
-        sizes = [array.size for array in self._floats_of(self.own)]
+    def assign(self, vector: Array) -> None:
+        """Set the weights of the model to a vector."""
+        sizes = [array.size for array in self._floats(self._weights)]
         parts = iter(numpy.split(vector, numpy.cumsum(sizes)[:-1]))
         self.model.set_weights(
             [
-                next(parts).reshape(array.shape) if floating else array
-                for array, floating in zip(self.own, self.floating, strict=True)
+                next(parts).reshape(array.shape) if is_float else array
+                for array, is_float in zip(
+                    self._weights, self._is_float, strict=True
+                )
             ]
         )
 
-    def _floats_of(self, arrays: Weights) -> list[Array]:
-        both = zip(arrays, self.floating, strict=True)
-        return [array for array, floating in both if floating]
+    def _floats(self, arrays: Weights) -> list[Array]:
+        pairs = zip(arrays, self._is_float, strict=True)
+        return [array for array, is_float in pairs if is_float]
 
 
-class Frame:
-    """Two orthonormal directions that span the plane of three vectors."""
+class PlaneBasis:
+    """Two orthonormal vectors that span the plane through three points.
+
+    Args:
+        vectors: Sequence of three vectors. The first is the origin.
+    """
 
     def __init__(self, vectors: Sequence[Array]) -> None:
         self.origin, second, third = vectors
-        along, aside = second - self.origin, third - self.origin
-        base = numpy.linalg.norm(along)
-        widest = max(base, numpy.linalg.norm(aside))
-        self.right = along / (base or 1.0)
-        upwards = aside - (aside @ self.right) * self.right
-        height = numpy.linalg.norm(upwards)
-        # An average in float32 of two points lies a rounding off their line.
-        if min(base, height) <= 1e-4 * widest:
+        to_second, to_third = second - self.origin, third - self.origin
+        length = numpy.linalg.norm(to_second)
+        scale = max(length, numpy.linalg.norm(to_third))
+        self.x = to_second / (length or 1.0)
+        orthogonal = to_third - (to_third @ self.x) * self.x
+        height = numpy.linalg.norm(orthogonal)
+        # The float32 average of two points is off their line by rounding.
+        if min(length, height) <= 1e-4 * scale:
             raise ValueError(
                 "`points` must be three points that are not on one line. "
-                f"Received: points {height:.3g} off a line of {widest:.3g}"
+                f"Received: a point {height:.3g} off a line of length "
+                f"{scale:.3g}"
             )
-        self.up = upwards / height
-        self.corners = [
+        self.y = orthogonal / height
+        self.points = [
             (0.0, 0.0),
-            (float(base), 0.0),
-            (float(aside @ self.right), float(height)),
+            (float(length), 0.0),
+            (float(to_third @ self.x), float(height)),
         ]
 
     def project(self, vector: Array) -> Position:
-        """Where a vector falls on the plane."""
+        """Return the coordinates of the projection of a vector."""
         offset = vector - self.origin
-        return float(offset @ self.right), float(offset @ self.up)
+        return float(offset @ self.x), float(offset @ self.y)
 
     def vector(self, x: float, y: float) -> Array:
-        """The vector at a position on the plane."""
-        return self.origin + x * self.right + y * self.up
+        """Return the vector at a position on the plane."""
+        return self.origin + x * self.x + y * self.y

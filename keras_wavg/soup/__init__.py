@@ -1,4 +1,4 @@
-"""Averages of checkpoints, chosen by a score."""
+"""Averages of checkpoints that are selected by a score."""
 
 from keras_wavg.soup.greedy import greedy_soup
 

@@ -1,4 +1,4 @@
-"""A greedy soup: checkpoints are averaged as long as the score gains."""
+"""Greedy soups: checkpoints are added as long as the score does not fall."""
 
 import contextlib
 import math
@@ -8,54 +8,67 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from keras_wavg import arguments
 from keras_wavg.files.checkpoint import SUFFIXES
-from keras_wavg.files.paths import Paths, archive_like, checked, refuse_output
-from keras_wavg.files.planning import planned
+from keras_wavg.files.error_text import printable
+from keras_wavg.files.open_plan import open_plan
+from keras_wavg.files.paths import (
+    Paths,
+    check_output,
+    checkpoint_paths,
+    config_archive,
+)
 from keras_wavg.soup.candidates import Candidates, load_weights
 from keras_wavg.soup.soup_report import SoupReport, Trial
 
 
 def greedy_soup(
-    paths: Paths,
+    filepaths: Paths,
     score: Callable[[Any], Any],
-    output: str | os.PathLike[str],
+    output_filepath: str | os.PathLike[str],
     *,
     model: Any = None,
-    bn_data: Any = None,
-    mode: str = "max",
+    batch_norm_data: Any = None,
+    batch_norm_steps: int | None = None,
+    mode: str = "auto",
     overwrite: bool = False,
     verbose: int = 1,
 ) -> SoupReport:
-    """Average those checkpoints that make the score of their average better.
+    """Average those checkpoints that improve the score of their average.
 
-    Each checkpoint is scored alone. Then, from the best one down, each is put
-    into the soup, which is their equal-weight mean, and stays in it if the
-    soup's score does not fall. What is written is what was scored, so its score
-    is never worse than that of the best single one. Choose by data that are
-    neither those of training nor those of the final test.
+    Each checkpoint is scored alone. Then, starting with the best one, each is
+    added to the soup, which is their equal-weight mean, if the score of the
+    soup does not fall. The output is the soup that was scored, so its score is
+    at least that of the best checkpoint. Score on data that are used neither
+    for training nor for the final test.
 
-    Each candidate is averaged anew, by `average_checkpoints`, from files that
-    the system keeps in memory as far as there is room: nothing is read from
-    disk twice then.
+    Each candidate is averaged from the files. The operating system caches them
+    as far as memory allows, so most are read from disk only once.
 
     Args:
-        paths: Sequence of checkpoints, see `average_checkpoints`.
+        filepaths: Sequence of `str` or `path`-like, the checkpoints. See
+            `average_checkpoints`.
         score: Function from the path of a checkpoint to a number. With `model`,
-            from the model that holds the weights.
-        output: The file to write, see `average_checkpoints`.
-        model: A built Keras model to load the weights in, or `None`. In the end
-            it holds the soup; after an error, what it held before. Its
-            optimizer is left alone; averages of callbacks begin anew.
-        bn_data: What `update_bn` takes, to measure the statistics of
-            `BatchNormalization` for each candidate, which needs `model`.
-            Defaults to `None`: they are averaged like weights.
-        mode: `"max"` if a higher score is better, `"min"` if a lower one is.
-            Defaults to `"max"`.
-        overwrite: Boolean, whether an existing file may be replaced. Defaults
-            to `False`.
-        verbose: 1 to print each decision, or 0. Defaults to 1.
+            from the model with the weights loaded.
+        output_filepath: `str` or `path`-like, the file to write. See
+            `average_checkpoints`.
+        model: A built Keras model to load the weights into. It ends up with the
+            weights of the soup, or with its previous weights after an error.
+            Its optimizer is not changed; averages of callbacks restart.
+            Defaults to `None`.
+        batch_norm_data: Data as for `update_bn`, to measure the moving
+            statistics of `BatchNormalization` for each candidate. Requires
+            `model`. Defaults to `None`: they are averaged like weights.
+        batch_norm_steps: Positive integer, the number of batches of
+            `batch_norm_data` to use. Required for endless data. Defaults to
+            `None`, all.
+        mode: String, `"max"` if a higher score is better, `"min"` if a lower
+            score is better, or `"auto"`, which is `"max"`, as a score is the
+            better the higher it is. Pass `"min"` for a loss. Defaults to
+            `"auto"`.
+        overwrite: Boolean, whether to replace an existing file. Defaults to
+            `False`.
+        verbose: 0 or 1, whether to print each decision. Defaults to 1.
 
     Example:
 
@@ -63,15 +76,15 @@ def greedy_soup(
     >>> from keras_wavg import greedy_soup
     >>> layer = keras.layers.Dense(1, use_bias=False)
     >>> model = keras.Sequential([keras.Input((1,)), layer])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     paths = [f"{folder}/{k}.weights.h5" for k in range(3)]
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     paths = [f"{directory}/{k}.weights.h5" for k in range(3)]
     ...     for path, value in zip(paths, (1.0, 5.0, 9.0)):
     ...         model.set_weights([numpy.full((1, 1), value)])
     ...         model.save_weights(path)
     ...     report = greedy_soup(
     ...         paths,
     ...         lambda model: abs(model.get_weights()[0].item() - 6.5),
-    ...         f"{folder}/soup.weights.h5",
+    ...         f"{directory}/soup.weights.h5",
     ...         model=model,
     ...         mode="min",
     ...         verbose=0,
@@ -83,106 +96,126 @@ def greedy_soup(
         A `SoupReport`.
 
     Raises:
-        ValueError: If an argument is not one of these, if `score` does not
-            return a number, or whatever `average_checkpoints` refuses.
-        FileExistsError: If there is a file and not `overwrite`.
+        ValueError: If an argument is invalid, if `score` does not return a
+            number, or as `average_checkpoints`.
+        FileExistsError: If the output exists and `overwrite` is `False`.
 
     References:
         [Wortsman et al., 2022](https://arxiv.org/abs/2203.05482), algorithm 1
     """
-    given = checked(paths)
-    if mode not in {"min", "max"}:
-        raise ValueError(
-            f"`mode` must be 'min' or 'max'. Received: mode={mode!r}"
+    paths, output = checkpoint_paths(filepaths), Path(output_filepath)
+    # A score has no name to infer the direction from.
+    is_higher_better = arguments.is_higher_better(
+        "score", "max" if mode == "auto" else mode
+    )
+    _check_batch_norm(model, batch_norm_data, batch_norm_steps)
+    _check_output(paths, output, model, overwrite=overwrite)
+    # In the directory of the output, as that must have space for a candidate.
+    with tempfile.TemporaryDirectory(
+        dir=output.parent, prefix="."
+    ) as directory:
+        suffix = ".keras" if output.suffix == ".keras" else ".weights.h5"
+        candidates = Candidates(
+            Path(directory, f"best{suffix}"),
+            score,
+            model,
+            batch_norm_data,
+            batch_norm_steps,
+            is_higher_better=is_higher_better,
         )
-    if bn_data is not None and model is None:
-        raise ValueError(
-            "`bn_data` needs `model`, whose statistics are measured. Received: "
-            "model=None"
-        )
-    target = Path(output)
+        with _restored(model):
+            trials = _trials(candidates, paths, _log if verbose else _ignore)
+        members = [trial.path for trial in trials if trial.added]
+        average = candidates.write(members, output, overwrite=overwrite)
     if model is not None:
-        _require_file(target)
-    _refuse_early(given, target, overwrite=overwrite)
-    tell = Console(soft_wrap=True, quiet=not verbose, markup=False).print
-    # Beside the output, where there must be room for one more anyway.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
-        suffix = ".keras" if target.suffix == ".keras" else ".weights.h5"
-        kept = Path(folder, f"kept{suffix}")
-        candidates = Candidates(kept, score, model, bn_data, mode)
-        with _given_back(model):
-            trials = _trials(candidates, given, tell)
-        members = [trial.path for trial in trials if trial.taken]
-        average = candidates.write(members, target, overwrite=overwrite)
-    if model is not None:
-        load_weights(model, target)
-    report = SoupReport(tuple(trials), candidates.best, average)
-    tell(str(report))
+        load_weights(model, output)
+    report = SoupReport(tuple(trials), candidates.best_score, average)
+    if verbose:
+        _log(str(report))
     return report
 
 
 def _trials(
-    candidates: Candidates, paths: Sequence[Path], tell: Callable[[str], None]
+    candidates: Candidates, paths: Sequence[Path], log: Callable[[str], None]
 ) -> list[Trial]:
-    alone = []
+    scores = []
     for path in paths:
-        alone.append(candidates.score([path]))
-        tell(f"{path} alone: {alone[-1]:.6g}")
-        if candidates.rank(alone[-1]) < candidates.rank(candidates.best):
-            candidates.keep(alone[-1])
-    if math.isnan(candidates.best):
+        scores.append(candidates.score([path]))
+        log(f"{printable(str(path))}: {scores[-1]:.6g}")
+        if candidates.rank(scores[-1]) < candidates.rank(candidates.best_score):
+            candidates.save_best(scores[-1])
+    if math.isnan(candidates.best_score):
         raise ValueError(
             "`score` must return a number for at least one checkpoint. "
             "Received: NaN for each"
         )
     first, *others = sorted(
-        range(len(paths)), key=lambda i: candidates.rank(alone[i])
+        range(len(paths)), key=lambda i: candidates.rank(scores[i])
     )
     members = [paths[first]]
-    trials = [Trial(paths[first], alone[first], alone[first], taken=True)]
+    trials = [Trial(paths[first], scores[first], scores[first], added=True)]
     for i in others:
-        together = candidates.score([*members, paths[i]])
-        taken = candidates.rank(together) <= candidates.rank(candidates.best)
-        tell(
-            f"soup with {paths[i]}: {together:.6g}"
-            + (", taken" if taken else "")
-        )
-        if taken:
+        soup_score = candidates.score([*members, paths[i]])
+        best_rank = candidates.rank(candidates.best_score)
+        added = candidates.rank(soup_score) <= best_rank
+        name = printable(str(paths[i]))
+        log(f"soup with {name}: {soup_score:.6g}{', added' * added}")
+        if added:
             members.append(paths[i])
-            candidates.keep(together)
-        trials.append(Trial(paths[i], alone[i], together, taken))
+            candidates.save_best(soup_score)
+        trials.append(Trial(paths[i], scores[i], soup_score, added))
     return trials
 
 
-def _refuse_early(
-    paths: Sequence[Path], output: Path, *, overwrite: bool
+def _log(line: str) -> None:
+    print(line)  # noqa: T201
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+def _check_batch_norm(model: Any, data: Any, steps: int | None) -> None:
+    if data is not None and model is None:
+        raise ValueError(
+            "`batch_norm_data` requires `model`, whose statistics are measured."
+            " Received: model=None"
+        )
+    if steps is not None and data is None:
+        raise ValueError(
+            "`batch_norm_steps` requires `batch_norm_data`. Received: "
+            f"batch_norm_steps={steps!r}, batch_norm_data=None"
+        )
+    arguments.repeatable("batch_norm_data", data)
+
+
+def _check_output(
+    paths: Sequence[Path], output: Path, model: Any, *, overwrite: bool
 ) -> None:
-    # Before hours of scoring, and not after.
-    refuse_output(output, overwrite=overwrite, paths=paths)
+    """Refuse an output that cannot be written, before hours of scoring."""
+    if model is not None and not output.name.endswith(SUFFIXES):
+        raise ValueError(
+            "With `model`, `output_filepath` must be a file. Received: "
+            f"output_filepath={str(output)!r}. Pass a path that ends in "
+            "'.weights.h5' or '.keras'."
+        )
+    check_output(output, overwrite=overwrite, paths=paths)
     others = [path for path in paths if path.suffix != ".keras"]
     if output.suffix == ".keras" and others:
         raise ValueError(
-            "For a `.keras` file as `output`, all of `paths` must be `.keras` "
-            f"files. Received: output={str(output)!r} and {others[0]}"
+            "For a `.keras` file as `output_filepath`, all `filepaths` must be "
+            f"`.keras` files. Received: output_filepath={str(output)!r} and "
+            f"{others[0]}"
         )
-    with planned(paths) as plan:
-        archive_like(plan, output)
+    with open_plan(paths) as plan:
+        config_archive(plan, output)
 
 
-def _require_file(output: Path) -> None:
-    """Require a file where Keras itself writes or loads the soup."""
-    if not output.name.endswith(SUFFIXES):
-        raise ValueError(
-            "With `model`, `output` must be a file. Received: "
-            f"output={str(output)!r}. Pass a path that ends in "
-            "'.weights.h5' or '.keras'."
-        )
-
-
-def _given_back(model: Any) -> contextlib.AbstractContextManager[None]:
+def _restored(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Context after which the model has its previous weights, if any."""
     if model is None:
         return contextlib.nullcontext()
     # Without a model, neither Keras nor a backend is needed.
-    from keras_wavg.ensemble import weights_given_back  # noqa: PLC0415
+    from keras_wavg.ensemble import weights_restored  # noqa: PLC0415
 
-    return weights_given_back(model)
+    return weights_restored(model)

@@ -1,36 +1,37 @@
-"""What a greedy soup is made of."""
+"""The report of a greedy soup."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_wavg.files.average_report import AverageReport, table
+from keras_wavg.files.average_report import AverageReport
+from keras_wavg.files.text_table import table
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A checkpoint, tried on its own and then in the soup.
+    """A checkpoint and its scores.
 
     Args:
         path: `pathlib.Path` of the checkpoint.
-        alone: Float, its own score.
-        together: Float, the score of the soup with it.
-        taken: Boolean, whether it went into the soup.
+        score: Float, its score alone.
+        soup_score: Float, the score of the soup with it.
+        added: Boolean, whether it was added to the soup.
     """
 
     path: Path
-    alone: float
-    together: float
-    taken: bool
+    score: float
+    soup_score: float
+    added: bool
 
 
 @dataclass(frozen=True)
 class SoupReport:
-    """What `greedy_soup` did. Printed, it is a table.
+    """The result of `greedy_soup`. `str` of it is a table.
 
     Args:
-        trials: Sequence of `Trial`s, in the order in which they were tried.
-        score: Float, of the soup.
+        trials: Sequence of `Trial`s, the best checkpoint first.
+        score: Float, the score of the soup.
         average: `AverageReport` of the output.
     """
 
@@ -41,21 +42,28 @@ class SoupReport:
     @property
     def members(self) -> list[Path]:
         """The checkpoints in the soup."""
-        return [trial.path for trial in self.trials if trial.taken]
+        return [trial.path for trial in self.trials if trial.added]
+
+    def __repr__(self) -> str:
+        return (
+            f"SoupReport(output={str(self.average.output)!r}, "
+            f"members={len(self.members)}, trials={len(self.trials)}, "
+            f"score={self.score:.6g})"
+        )
 
     def __str__(self) -> str:
         rows = [
             (
                 str(trial.path),
-                f"{trial.alone:.6g}",
-                f"{trial.together:.6g}",
-                "taken" if trial.taken else "left out",
+                f"{trial.score:.6g}",
+                f"{trial.soup_score:.6g}",
+                "yes" if trial.added else "no",
             )
             for trial in self.trials
         ]
-        header = ("checkpoint", "alone", "in the soup", "")
+        header = ("checkpoint", "score", "soup score", "added")
         return (
             f"{table(header, rows)}\n{self.average.output}: soup of "
             f"{len(self.members)} of {len(self.trials)} checkpoints, score "
-            f"{self.score:.6g} (best single: {self.trials[0].alone:.6g})"
+            f"{self.score:.6g} (best checkpoint: {self.trials[0].score:.6g})"
         )

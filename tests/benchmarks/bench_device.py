@@ -1,12 +1,15 @@
-"""What an average costs on a GPU, in device time. On a CPU where there is none.
+"""Benchmark of an average on a GPU, in device time, or else on the CPU.
 
     KERAS_BACKEND=torch python tests/benchmarks/bench_device.py
 
-Three tables, on JAX and torch. *Bandwidth*: a copy of 400 MB, read and written.
-*One update*: its device time, and the share of that bandwidth which it reaches
-for the bytes it must move: it reads all weights to see that they are finite,
-then reads weights and averages and writes the averages. *In `fit`*: a step
-without an average, with one beside the weights, and with one in host memory.
+Prints three results, on JAX and torch:
+
+- Bandwidth: of a copy of 400 MB, read and written.
+- One update: its device time, and the fraction of the bandwidth that it reaches
+  for four passes over the weights: one to check that they are finite, two to
+  read weights and averages, one to write the averages.
+- `fit`: a step without an average, with an average on the device, and with an
+  average in host memory.
 """
 
 import os
@@ -24,20 +27,20 @@ import keras
 from bench_ema import DECAY, WeightsOnly, dense_model, epoch, random, report
 
 from keras_wavg import EMA
-from keras_wavg.clock import Reading
-from keras_wavg.shadow import Shadow
+from keras_wavg.averaged_weights import AveragedWeights
+from keras_wavg.clock import UpdateTime
 
 PASSES = 4
-"""Over all weights, in an update: check, read, read, write."""
+"""Passes over all weights in an update: check, read, read, write."""
 COPIED = 100_000_000
-"""Elements that are copied to measure the bandwidth."""
+"""Number of elements in the copy that measures the bandwidth."""
 
 Timer = Callable[[Callable[[], Any]], float]
-"""Seconds that a piece of work takes the device."""
+"""Measures the seconds that a function takes on the device."""
 
 
 def main() -> None:
-    """Print the three tables."""
+    """Print the three results."""
     device, seconds_of, copy = {"jax": on_jax, "torch": on_torch}[
         keras.config.backend()
     ]()
@@ -52,34 +55,34 @@ def main() -> None:
 
 
 def bench_update(parameters: int, bandwidth: float, seconds_of: Timer) -> None:
-    """One update, all variables float32."""
+    """Time one update of float32 variables."""
     model = WeightsOnly(variables=166, parameters=parameters)
-    shadow = Shadow(model, EMA(DECAY)._plan)
+    averaged = AveragedWeights(model, EMA(DECAY)._plan)
     steps = iter(range(1, 1_000_000))
 
     def update() -> Any:
-        shadow.update(Reading(next(steps)))
-        averages = shadow.averages
+        averaged.update(UpdateTime(next(steps)))
+        averages = averaged.averages
         return (getattr(averages, "_arrays", None) or averages._averages)[0]
 
     seconds = seconds_of(update)
-    share = PASSES * 4 * parameters / seconds / bandwidth
+    fraction = PASSES * 4 * parameters / seconds / bandwidth
     print(
         f"one update of {parameters / 1e6:.0f} M float32 in 166 variables: "
-        f"{seconds * 1e3:.3f} ms, {share:.0%} of the bandwidth"
+        f"{seconds * 1e3:.3f} ms, {fraction:.0%} of the bandwidth"
     )
 
 
 def bench_fit() -> None:
-    """A step of `fit`, with the average here and there."""
+    """Time a step of `fit`, with the average on the device or on the host."""
     units, layers, steps = 2048, 6, 20
     variants: dict[str, Callable[[], list[Any]]] = {
         "fit": list,
         "fit + an empty hook": lambda: [EmptyHook()],
         "fit + EMA": lambda: [EMA(DECAY)],
-        "fit + EMA(every=10)": lambda: [EMA(DECAY, every=10)],
-        "fit + EMA(every=10, cpu)": lambda: [
-            EMA(DECAY, every=10, device="cpu")
+        "fit + EMA(every_steps=10)": lambda: [EMA(DECAY, every_steps=10)],
+        "fit + EMA(10, device=cpu)": lambda: [
+            EMA(DECAY, every_steps=10, device="cpu")
         ],
     }
     x, y = random(32 * steps, units), random(32 * steps, units)
@@ -92,14 +95,17 @@ def bench_fit() -> None:
 
 
 class EmptyHook(keras.callbacks.Callback):
-    """What Keras itself takes for any callback: it no longer runs ahead."""
+    """A batch hook that does nothing.
+
+    Any batch hook stops Keras from overlapping steps, which has a cost.
+    """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Do nothing."""
 
 
 def on_torch() -> tuple[str, Timer, Callable[[], Any]]:
-    """The device's name, a timer that uses its events, and a copy."""
+    """Return the name of the device, a timer, and a copy to be timed."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,23 +120,23 @@ def on_torch() -> tuple[str, Timer, Callable[[], Any]]:
 
 
 def torch_events(work: Callable[[], Any], times: int = 20) -> float:
-    """A timer by the events that CUDA records between two kernels."""
+    """Measure `work` with the events that CUDA records between kernels."""
     import torch
 
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     spent = []
     for _ in range(7):
-        began.record()
+        start.record()
         for _ in range(times):
             work()
-        ended.record()
-        ended.synchronize()
-        spent.append(began.elapsed_time(ended) / 1e3 / times)
+        end.record()
+        end.synchronize()
+        spent.append(start.elapsed_time(end) / 1e3 / times)
     return statistics.median(spent[2:])
 
 
 def on_jax() -> tuple[str, Timer, Callable[[], Any]]:
-    """The device's name, a timer that waits once in many calls, and a copy."""
+    """Return the name of the device, a timer, and a copy to be timed."""
     import jax
 
     negative = jax.jit(jax.numpy.negative, donate_argnums=0)
@@ -146,16 +152,16 @@ def on_jax() -> tuple[str, Timer, Callable[[], Any]]:
 
 
 def wall_clock(wait: Callable[[Any], Any]) -> Timer:
-    """A timer of the wall clock; JAX shows no device events."""
+    """Return a timer of the wall clock, because JAX has no device events."""
 
     def seconds_of(work: Callable[[], Any], times: int = 20) -> float:
         spent = []
         for _ in range(7):
-            began = time.perf_counter()
+            start = time.perf_counter()
             for _ in range(times):
                 result = work()
             wait(result)
-            spent.append((time.perf_counter() - began) / times)
+            spent.append((time.perf_counter() - start) / times)
         return statistics.median(spent[2:])
 
     return seconds_of

@@ -1,15 +1,17 @@
-"""What an exponential moving average costs, beside the other ways to have one.
+"""Benchmark of an exponential moving average against alternatives.
 
     KERAS_BACKEND=jax python tests/benchmarks/bench_ema.py
 
-Two tables. *One update*: 36 million float32 weights in 166 variables, against
-one flat fused `average += c * (weights - average)` of the same bytes and
-against the backend's own tool. *In `fit`*: the time of a training step without
-an average, with ours, with a Python loop of assigns in a callback, and with the
-optimizer's `use_ema=True`.
+Prints two tables:
 
-All rows of a table are timed in turn, round by round, so that a machine that
-slows down slows all of them down; medians are printed.
+- One update of 36 million float32 weights in 166 variables, against one fused
+  `average += c * (weights - average)` on a flat array of the same size, and
+  against the tool of the backend.
+- A step of `fit` without an average, with `EMA`, with a Python loop of
+  assignments in a callback, and with `use_ema=True` in the optimizer.
+
+The rows of a table are timed in turn, round by round, so that a slow phase of
+the machine affects all rows. The tables show medians.
 """
 
 import os
@@ -28,9 +30,9 @@ import numpy
 from peers import flat_lerp, peer_update
 
 from keras_wavg import EMA
+from keras_wavg.averaged_weights import AveragedWeights
 from keras_wavg.callbacks.callback_list import calling_list, move_forward
-from keras_wavg.clock import Reading
-from keras_wavg.shadow import Shadow
+from keras_wavg.clock import UpdateTime
 
 DECAY = 0.999
 
@@ -48,24 +50,24 @@ def main() -> None:
 
 
 def bench_update(rounds: int = 21) -> None:
-    """One update of 36 M parameters in 166 variables."""
+    """Time one update of 36 M parameters in 166 variables."""
     model = WeightsOnly(variables=166, parameters=36_000_000)
-    shadow = Shadow(model, EMA(DECAY)._plan)
+    averaged = AveragedWeights(model, EMA(DECAY)._plan)
     steps = iter(range(1, 10_000))
     rows = {
         "flat fused lerp": flat_lerp(36_000_000, DECAY),
-        "keras_wavg": ours(shadow, steps),
+        "keras_wavg": device_update(averaged, steps),
         **peer_update([v.value for v in model.weights], DECAY),
     }
     report("one update, 36 M float32 in 166 variables", rows, rounds)
 
 
-def ours(shadow: Shadow, steps: Any) -> Callable[[], None]:
-    """An update that waits for the device, as the others do."""
+def device_update(averaged: AveragedWeights, steps: Any) -> Callable[[], None]:
+    """Return an update that waits for the device, as the others do."""
 
     def update() -> None:
-        shadow.update(Reading(next(steps)))
-        _ = shadow.averages.counters
+        averaged.update(UpdateTime(next(steps)))
+        _ = averaged.averages.counters
 
     return update
 
@@ -73,12 +75,12 @@ def ours(shadow: Shadow, steps: Any) -> Callable[[], None]:
 def bench_fit(
     title: str, units: int, layers: int, *, steps: int, rounds: int
 ) -> None:
-    """A step of `fit`, with each way to have an average."""
+    """Time a step of `fit` with each kind of average."""
     variants: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
         "fit": (list, {}),
         "fit + EMA": (lambda: [EMA(DECAY)], {}),
-        "fit + EMA(every=10)": (lambda: [EMA(DECAY, every=10)], {}),
-        "fit + loop of assigns": (lambda: [LoopOfAssigns()], {}),
+        "fit + EMA(every_steps=10)": (lambda: [EMA(DECAY, every_steps=10)], {}),
+        "fit + loop of assignments": (lambda: [LoopOfAssigns()], {}),
         "fit, use_ema=True": (list, {"use_ema": True, "ema_momentum": DECAY}),
     }
     x, y = random(32 * steps, units), random(32 * steps, units)
@@ -90,7 +92,7 @@ def bench_fit(
 
 
 def random(rows: int, columns: int) -> numpy.ndarray:
-    """Inputs and targets, whatever they mean."""
+    """Return random inputs or targets."""
     rng = numpy.random.default_rng(0)
     return rng.normal(size=(rows, columns)).astype("float32")
 
@@ -98,7 +100,7 @@ def random(rows: int, columns: int) -> numpy.ndarray:
 def epoch(
     model: keras.Model, callbacks: list[Any], x: Any, y: Any, steps: int
 ) -> Callable[[], float]:
-    """A function that trains for an epoch and returns the seconds a step."""
+    """Return a function that trains an epoch and returns seconds per step."""
 
     def run() -> float:
         clock = EpochClock()
@@ -117,9 +119,9 @@ def epoch(
 
 
 def keep_training(model: keras.Model) -> None:
-    """Undo what makes a second `fit` crash with `use_ema=True` on JAX.
+    """Prevent the crash of a second `fit` with `use_ema=True` on JAX.
 
-    At the end of `fit` the optimizer gives the model its own buffers.
+    At the end of `fit`, the optimizer puts its own buffers into the model.
     """
     if model.optimizer.use_ema and keras.config.backend() == "jax":
         for variable in model.trainable_variables:
@@ -129,7 +131,7 @@ def keep_training(model: keras.Model) -> None:
 def dense_model(
     units: int, layers: int, options: dict[str, Any]
 ) -> keras.Model:
-    """A stack of Dense layers, compiled with Adam."""
+    """Return a stack of Dense layers, compiled with Adam."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [keras.Input((units,))]
@@ -141,7 +143,7 @@ def dense_model(
 
 
 class WeightsOnly(keras.Model):
-    """A model that is nothing but weights."""
+    """A model that has weights and no layers."""
 
     def __init__(self, variables: int, parameters: int) -> None:
         super().__init__()
@@ -154,38 +156,38 @@ class WeightsOnly(keras.Model):
 
 
 class LoopOfAssigns(keras.callbacks.Callback):
-    """What one writes first: a shadow variable each, assigned in a loop."""
+    """The simplest implementation: one `assign` for each variable."""
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Make the shadows."""
-        self.shadows = [
+        """Create the averages."""
+        self.averages = [
             keras.Variable(keras.ops.copy(v.value), trainable=False)
             for v in self.model.weights
         ]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Move them."""
-        for shadow, variable in zip(
-            self.shadows, self.model.weights, strict=True
+        """Update the averages."""
+        for average, variable in zip(
+            self.averages, self.model.weights, strict=True
         ):
             value = keras.ops.stop_gradient(variable.value)
-            shadow.assign(shadow * DECAY + value * (1 - DECAY))
+            average.assign(average * DECAY + value * (1 - DECAY))
 
 
 class EpochClock(keras.callbacks.Callback):
-    """Times the steps of an epoch, without the swaps at its ends.
+    """Times the steps of an epoch, without the swaps before and after them.
 
-    It has no batch hook: that would change how Keras dispatches.
+    It has no batch hook, because that changes how Keras dispatches steps.
     """
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Start, when averages have had their turn, and be before them next."""
+        """Start after the averages, and move before them for the epoch end."""
         move_forward(self, calling_list(self).callbacks)
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Stop."""
-        self.seconds = time.perf_counter() - self._began
+        """Stop the clock."""
+        self.seconds = time.perf_counter() - self._start
 
 
 def report(
@@ -195,13 +197,13 @@ def report(
     *,
     own_clock: bool = False,
 ) -> None:
-    """Time the rows in turn and print medians, and ratios to the first."""
+    """Time the rows in turn; print medians and ratios to the first row."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(rounds + 2):
         for name, run in rows.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             result = run()
-            spent = time.perf_counter() - began
+            spent = time.perf_counter() - start
             if turn > 1:
                 seconds[name].append(result if own_clock else spent)
     first = next(iter(seconds))

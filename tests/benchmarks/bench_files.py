@@ -1,18 +1,19 @@
-"""What it costs to average saved weights, beside the other ways to do it.
+"""Benchmark of averaging weights files against alternatives.
 
-    KERAS_BACKEND=jax python tests/benchmarks/bench_files.py [FOLDER]
+    KERAS_BACKEND=jax python tests/benchmarks/bench_files.py [DIRECTORY]
 
-A table for 8 files of 103 MB, one for 8 of 419 MB and one for 1,000 small ones;
-and one of how time and memory grow with the number of files. A row is a whole
-process, from its start to its end, and the memory that it took at most. The
-first is the limit: read all files and write one, with two threads and without a
-look at the numbers. The next two wait for the disk as well, as a safe tool
-must, and import NumPy.
+Prints a table for 8 files of 103 MB, one for 8 files of 419 MB, one for 1,000
+small files, and one that shows how time and memory grow with the number of
+files. Each row is a whole process, from start to end, with its peak memory. The
+first row is the lower limit: it reads all files and writes one, with two
+threads, without looking at the numbers. The next two rows also sync the output
+to disk, as a safe tool must, and import NumPy.
 
-Files are in memory when they are read. Rows are run in turn, round by round, so
-that a machine that slows down slows all of them down; medians are printed. It
-takes 7 GB in FOLDER, or where temporary files are. This process imports nothing
-big: the memory of a process counts what it was started from.
+The files are in the page cache when they are read. The rows are run in turn,
+round by round, so that a slow phase of the machine affects all rows. The tables
+show medians. The benchmark needs 7 GB in DIRECTORY, or in the directory for
+temporary files. This process imports nothing large, because the memory of a
+process includes that of the process that started it.
 """
 
 import os
@@ -27,7 +28,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 PEERS = [sys.executable, str(Path(__file__).with_name("file_peers.py"))]
-OURS = (
+AVERAGE = (
     "import sys, keras_wavg; "
     "keras_wavg.average_checkpoints(sys.argv[2:], sys.argv[1])"
 )
@@ -50,19 +51,21 @@ def main() -> None:
 
 
 def bench(kind: str, count: int, rounds: int, growth: int = 0) -> None:
-    """Tables for files of one kind."""
+    """Print the tables for files of one kind."""
     with tempfile.TemporaryDirectory(dir=[*sys.argv, None][1]) as parent:
-        folder = Path(parent, kind)
-        subprocess.run([*PEERS, "make", str(folder), str(count)], check=True)
-        files = sorted(folder.glob("*.h5"))
+        directory = Path(parent, kind)
+        subprocess.run([*PEERS, "make", str(directory), str(count)], check=True)
+        files = sorted(directory.glob("*.h5"))
         size = f"{files[0].stat().st_size / 1e6:.3g} MB"
-        output = folder / "mean.weights.h5"
+        output = directory / "mean.weights.h5"
         title = f"{count} files of {size}, {kind}"
         report(title, commands(files, output), output, rounds)
         if growth:
             more = links(files, growth)
             rows = {
-                f"average_checkpoints, {len(paths)}": ours(paths, output)
+                f"average_checkpoints, {len(paths)}": average_command(
+                    paths, output
+                )
                 for paths in (files, more)
             }
             title = f"{count} files of {size}, and {growth} hard links to them"
@@ -70,7 +73,7 @@ def bench(kind: str, count: int, rounds: int, growth: int = 0) -> None:
 
 
 def links(files: list[Path], count: int) -> list[Path]:
-    """More paths to the same files: links, which take no room."""
+    """Return hard links to the files, which need no disk space."""
     paths = []
     for number in range(count):
         paths.append(files[0].with_name(f"link_{number:04}.weights.h5"))
@@ -79,7 +82,7 @@ def links(files: list[Path], count: int) -> list[Path]:
 
 
 def commands(files: list[Path], output: Path) -> dict[str, Command]:
-    """Each way to average files."""
+    """Return the command of each row."""
     saved = list(map(str, files))
     safe = [f"{file}".replace(".weights.h5", ".safetensors") for file in files]
     options = ["-o", str(output), "--overwrite"]
@@ -91,7 +94,7 @@ def commands(files: list[Path], output: Path) -> dict[str, Command]:
         "limit": peer("limit", saved),
         "limit, fsync": peer("limit_fsync", saved),
         "limit, fsync, import NumPy": peer("limit_numpy", saved),
-        "average_checkpoints": ours(files, output),
+        "average_checkpoints": average_command(files, output),
         "keras-wavg average": [*COMMAND_LINE, *saved, *options],
         "Keras loop": peer("keras_loop", saved),
         "safetensors, NumPy": peer("safetensors_numpy", safe),
@@ -101,17 +104,17 @@ def commands(files: list[Path], output: Path) -> dict[str, Command]:
     return rows
 
 
-def ours(files: list[Path], output: Path) -> Command:
-    """The function in a process of its own."""
-    return [sys.executable, "-c", OURS, str(output), *map(str, files)]
+def average_command(files: list[Path], output: Path) -> Command:
+    """Return a command that runs the function in a new process."""
+    return [sys.executable, "-c", AVERAGE, str(output), *map(str, files)]
 
 
 def report(
     title: str, rows: dict[str, Command], output: Path, rounds: int
 ) -> None:
-    """Run the rows in turn and print medians, and ratios to the first.
+    """Run the rows in turn; print medians and ratios to the first row.
 
-    One round goes before, and does not count.
+    The first round is a warm-up and does not count.
     """
     runs: dict[str, list[Run]] = {name: [] for name in rows}
     for _ in range(rounds + 1):
@@ -134,16 +137,16 @@ def report(
 
 
 def measure(command: Command, output: Path) -> Run:
-    """Run a process, to its end.
+    """Run a process to its end.
 
     Returns:
-        Seconds, and megabytes at most.
+        Tuple of seconds and peak megabytes.
     """
     os.sync()
-    began = time.perf_counter()
+    start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

@@ -1,12 +1,12 @@
-"""What it costs to average Orbax checkpoints, beside restoring whole trees.
+"""Benchmark of averaging Orbax checkpoints against restoring whole trees.
 
-    python tests/benchmarks/bench_orbax.py [FOLDER]
+    python tests/benchmarks/bench_orbax.py [DIRECTORY]
 
-A row is a whole process, from its start to its end, and the memory that it took
-at most. The first is the limit: read all bytes and write those of one. Rows are
-run in turn, round by round; medians are printed. The last table shows how time
-and memory grow with the number of checkpoints. It takes 6 GB in FOLDER, or
-where temporary files are.
+Each row is a whole process, from start to end, with its peak memory. The first
+row is the lower limit: it reads all bytes and writes those of one checkpoint.
+The rows are run in turn, round by round; the tables show medians. The last
+table shows how time and memory grow with the number of checkpoints. The
+benchmark needs 6 GB in DIRECTORY, or in the directory for temporary files.
 """
 
 import os
@@ -16,7 +16,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from bench_files import COMMAND_LINE, Command, ours, report
+from bench_files import COMMAND_LINE, Command, average_command, report
 
 PEERS = [sys.executable, str(Path(__file__).with_name("orbax_peers.py"))]
 
@@ -36,7 +36,7 @@ def main() -> None:
 def bench(
     megabytes: int, count: int, devices: int, counts: tuple[int, ...] = ()
 ) -> None:
-    """A table for checkpoints of one size."""
+    """Print the table for checkpoints of one size."""
     with tempfile.TemporaryDirectory(dir=[*sys.argv, None][1]) as parent:
         root, output = Path(parent, "run"), Path(parent, "mean")
         made = map(str, (root, megabytes, count, devices))
@@ -45,7 +45,9 @@ def bench(
         title = f"{count} checkpoints of {megabytes} MB, {devices} devices"
         if counts:
             rows = {
-                f"average_checkpoints, {few}": ours(steps[:few], output)
+                f"average_checkpoints, {few}": average_command(
+                    steps[:few], output
+                )
                 for few in counts
             }
         else:
@@ -54,13 +56,13 @@ def bench(
 
 
 def commands(steps: list[Path], output: Path) -> dict[str, Command]:
-    """Each way to average checkpoints."""
+    """Return the command of each row."""
     saved = list(map(str, steps))
     return {
         "limit": [*PEERS, "limit", str(output), *saved],
-        "average_checkpoints": ours(steps, output),
+        "average_checkpoints": average_command(steps, output),
         "keras-wavg average": [*COMMAND_LINE, *saved, "-o", str(output)],
-        "whole trees by Orbax": [*PEERS, "whole_trees", str(output), *saved],
+        "whole trees with Orbax": [*PEERS, "whole_trees", str(output), *saved],
     }
 
 

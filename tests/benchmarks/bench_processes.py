@@ -1,9 +1,9 @@
-"""How long `fit` with an average takes against `fit`, in one process and two.
+"""Benchmark of `fit` with an average in one JAX process and in two.
 
     python tests/benchmarks/bench_processes.py
 
-A model of JAX with 7.9 million weights is trained on two devices of this
-machine: of one process, or of two processes over loopback.
+Trains a model with 7.9 million weights on two devices of this machine, either
+in one process, or in two processes over loopback.
 """
 
 import os
@@ -20,14 +20,14 @@ BATCH, STEPS, ROUNDS = 64, 20, 10
 
 
 def main() -> None:
-    """Print a line for each number of processes."""
+    """Print one line for each number of processes."""
     script = Path("benchmarks") / Path(__file__).name
     for count in (1, 2):
         processes.finish(processes.start(str(script), count))
 
 
 def measure(rank: int, count: int, port: str) -> None:
-    """Train by turns without and with an average."""
+    """Train alternately without and with an average."""
     os.environ["KERAS_BACKEND"] = "jax"
     devices = f"--xla_force_host_platform_device_count={2 // count}"
     os.environ["XLA_FLAGS"] = devices
@@ -48,7 +48,7 @@ def measure(rank: int, count: int, port: str) -> None:
     x = x.astype("float32")[rank::count]
     y = numpy.zeros(len(x), int)
 
-    def new():
+    def new_model():
         keras.utils.set_random_seed(0)
         wide = [keras.layers.Dense(1024, activation="relu") for _ in range(8)]
         model = keras.Sequential([keras.Input((512,)), *wide])
@@ -56,7 +56,7 @@ def measure(rank: int, count: int, port: str) -> None:
         return model
 
     def seconds(model, *callbacks):
-        began = time.perf_counter()
+        start = time.perf_counter()
         model.fit(
             x,
             y,
@@ -66,9 +66,9 @@ def measure(rank: int, count: int, port: str) -> None:
             callbacks=[*callbacks],
         )
         jax.block_until_ready([weight.value for weight in model.weights])
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    plain, averaged, ema = new(), new(), EMA(0.999)
+    plain, averaged, ema = new_model(), new_model(), EMA(0.999)
     pairs = []
     for _ in range(ROUNDS + 2):
         pairs.append((seconds(plain), seconds(averaged, ema)))
@@ -77,8 +77,10 @@ def measure(rank: int, count: int, port: str) -> None:
     step = statistics.median(without for without, _ in pairs) / STEPS
     ratio = statistics.median(with_ema / without for without, with_ema in pairs)
     if rank == 0:
-        shown = f"a step of `fit` {1e3 * step:.0f} ms, with `EMA` {ratio:.3f}"
-        print(f"processes: {count}, {shown} of it")
+        print(
+            f"processes: {count}, a step of `fit`: {1e3 * step:.0f} ms, ratio "
+            f"with `EMA`: {ratio:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What it costs to average checkpoints that are in an S3-like store.
+"""Benchmark of averaging checkpoints in an S3-like store.
 
-    python tests/benchmarks/bench_remote.py [FOLDER]
+    python tests/benchmarks/bench_remote.py [DIRECTORY]
 
-A server of `moto` runs on this machine, and takes its share of the cores. A row
-is a whole process, from its start to its end. Rows are run in turn; medians are
-printed.
+A `moto` server runs on this machine and uses a part of its cores. Each row is a
+whole process, from start to end. The rows are run in turn; the tables show
+medians.
 """
 
 import os
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import boto3
-from bench_files import PEERS, ours, report
+from bench_files import PEERS, average_command, report
 from bench_orbax import PEERS as ORBAX
 
 PORT = 5123
@@ -43,13 +43,16 @@ def main() -> None:
 
 
 def bench(parent: Path) -> None:
-    """Tables for files and for checkpoints of Orbax."""
+    """Print the tables for weights files and for Orbax checkpoints."""
     make = [str(parent / "resnet"), "4"]
     subprocess.run([*PEERS, "make", *make], check=True)
     files = sorted((parent / "resnet").glob("*.h5"))
     output = parent / "mean.weights.h5"
     urls = upload(files, parent)
-    rows = {"files": ours(files, output), "s3://": ours(urls, output)}
+    rows = {
+        "files": average_command(files, output),
+        "s3://": average_command(urls, output),
+    }
     report("4 files of 103 MB", rows, output, rounds=5)
 
     make = [str(parent / "run"), "100", "4", "1"]
@@ -58,12 +61,15 @@ def bench(parent: Path) -> None:
     upload([p for p in steps[0].parent.rglob("*") if p.is_file()], parent)
     urls = [f"s3://bucket/run/{step}" for step in range(4)]
     output = parent / "mean"
-    rows = {"folders": ours(steps, output), "s3://": ours(urls, output)}
+    rows = {
+        "directories": average_command(steps, output),
+        "s3://": average_command(urls, output),
+    }
     report("4 Orbax checkpoints of 100 MB", rows, output, rounds=5)
 
 
 def upload(files: list[Path], parent: Path) -> list[str]:
-    """Copy files to the store, and return their URLs."""
+    """Copy files to the store and return their URLs."""
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="bucket")
     names = [file.relative_to(parent).as_posix() for file in files]

@@ -1,12 +1,13 @@
-"""What the averages of epochs cost, and what `update_bn` does.
+"""Benchmark of the averages that sample epochs, and of `update_bn`.
 
     KERAS_BACKEND=jax python tests/benchmarks/bench_swa.py
 
-Two tables, timed as in `bench_ema.py`: rows in turn, medians. *An epoch of
-`fit`* with a sample of 22 million weights at its end, by each method; the
-average is swapped in at the end of each epoch and out again. *Statistics of
-BatchNormalization*: a pass of `update_bn` over the data against `predict` on
-the same, with torch also against `torch.optim.swa_utils.update_bn`.
+Prints two tables, timed as in `bench_ema.py`: rows in turn, medians.
+
+- An epoch of `fit` with 22 million weights and each method that samples at its
+  end. The average is swapped in at the end of each epoch and out again.
+- A pass of `update_bn` over the data, against `predict` on the same data, and
+  on torch also against `torch.optim.swa_utils.update_bn`.
 """
 
 import os
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def bench_epoch(units: int = 2048, depth: int = 6, rounds: int = 5) -> None:
-    """An epoch of 20 steps, with each method."""
+    """Time an epoch of 20 steps with each method."""
     methods: dict[str, Callable[[], Any]] = {
         "EMA(0.999)": lambda: EMA(0.999),
         "SWA()": SWA,
@@ -55,7 +56,7 @@ def bench_epoch(units: int = 2048, depth: int = 6, rounds: int = 5) -> None:
 
 
 def bench_statistics(images: int = 2048, rounds: int = 7) -> None:
-    """A pass over images, by a net of six convolutions."""
+    """Time a pass of a net of six convolutions over images."""
     x = random(images * 16, 3 * 16 * 2).reshape(images, 16, 16, 6)[..., :3]
     model = convolutions()
     measurement = Measurement(model)
@@ -69,7 +70,7 @@ def bench_statistics(images: int = 2048, rounds: int = 7) -> None:
 
 
 def convolutions() -> keras.Model:
-    """Six convolutions, each with BatchNormalization."""
+    """Return a net of six convolutions, each with BatchNormalization."""
     model = keras.Sequential([keras.Input((16, 16, 3))])
     for _ in range(6):
         model.add(layers.Conv2D(32, 3, padding="same"))
@@ -81,7 +82,7 @@ def convolutions() -> keras.Model:
 
 
 def torch_update_bn(x: Any) -> Callable[[], None]:
-    """Torch's own, for the same net in its layout."""
+    """Return the `update_bn` of torch for the same net."""
     import torch
 
     parts: list[Any] = []

@@ -1,8 +1,9 @@
-"""Other ways to average saved weights, each run as a process of its own.
+"""Alternatives for averaging saved weights, each for a separate process.
 
     python tests/benchmarks/file_peers.py FUNCTION OUTPUT FILE [FILE ...]
 
-What a function needs is imported by it alone: its time and memory are measured.
+Each function imports only what it needs, because imports count in its time and
+memory.
 """
 
 import os
@@ -15,7 +16,7 @@ BLOCK = 1 << 20
 def limit(output: str, *files: str, sync: bool = False) -> None:
     """Read all bytes and write those of one file, with two threads.
 
-    The least that any average has to do.
+    This is the least that any average has to do.
     """
     sources = [os.open(file, os.O_RDONLY) for file in files]
     target = os.open(output, os.O_WRONLY | os.O_CREAT)
@@ -38,19 +39,19 @@ def limit(output: str, *files: str, sync: bool = False) -> None:
 
 
 def limit_fsync(output: str, *files: str) -> None:
-    """The same, and wait until it is on the disk."""
+    """Do the same, and sync the output to disk."""
     limit(output, *files, sync=True)
 
 
 def limit_numpy(output: str, *files: str) -> None:
-    """The same, in a process that could look at the numbers."""
+    """Do the same in a process that has imported NumPy."""
     import numpy  # noqa: F401
 
     limit(output, *files, sync=True)
 
 
 def keras_loop(output: str, *files: str) -> None:
-    """What one writes with Keras: load each, and sum its arrays."""
+    """Load each file with Keras and sum its arrays."""
     import numpy
 
     model = model_for(files[0])
@@ -66,14 +67,14 @@ def keras_loop(output: str, *files: str) -> None:
 
 
 def safetensors_numpy(output: str, *files: str) -> None:
-    """A running sum of mapped files, as fairseq has it."""
+    """Sum memory-mapped files with NumPy, as fairseq does."""
     from safetensors.numpy import save_file
 
     save_file(_mean(files, "numpy", lambda array: array), output)
 
 
 def safetensors_torch(output: str, *files: str) -> None:
-    """The same with torch, whose tensors are the mapped bytes themselves."""
+    """Do the same with torch, whose tensors share the mapped memory."""
     from safetensors.torch import save_file
 
     save_file(_mean(files, "pt", lambda tensor: tensor.clone()), output)
@@ -96,8 +97,8 @@ def _mean(files, framework, own):
     return total
 
 
-def make(folder: str, count: str) -> None:
-    """Save weights, the same in two formats, other numbers in each file."""
+def make(directory: str, count: str) -> None:
+    """Save different weights in each file, each in two formats."""
     import shutil
     from pathlib import Path
 
@@ -105,8 +106,8 @@ def make(folder: str, count: str) -> None:
     import numpy
     from safetensors.numpy import save_file
 
-    Path(folder).mkdir()
-    saved = folder + "/{:04}.weights.h5"
+    Path(directory).mkdir()
+    saved = directory + "/{:04}.weights.h5"
     model_for(saved).save_weights(saved.format(0))
     rng = numpy.random.default_rng(0)
 
@@ -121,11 +122,11 @@ def make(folder: str, count: str) -> None:
         values = {}
         with h5py.File(saved.format(number), "r+") as file:
             file.visititems(renew)
-        save_file(values, f"{folder}/{number:04}.safetensors")
+        save_file(values, f"{directory}/{number:04}.safetensors")
 
 
 def model_for(file: str):
-    """The model that saved the weights in a file, by the name of its folder."""
+    """Return the model of a file, from the name of its directory."""
     from pathlib import Path
 
     import keras

@@ -1,8 +1,9 @@
-"""Other ways to average Orbax checkpoints, each a process of its own.
+"""Alternatives for averaging Orbax checkpoints, each for a separate process.
 
     python tests/benchmarks/orbax_peers.py FUNCTION OUTPUT STEP [STEP ...]
 
-What a function needs is imported by it alone: its time and memory are measured.
+Each function imports only what it needs, because imports count in its time and
+memory.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 
 def limit(output: str, *steps: str) -> None:
-    """Read all bytes and write those of one, with two threads, and wait."""
+    """Read all bytes, write those of one with two threads, and sync them."""
     files = [[p for p in Path(s).rglob("*") if p.is_file()] for s in steps]
     Path(output).mkdir()
 
@@ -34,8 +35,8 @@ def limit(output: str, *steps: str) -> None:
 
 
 def whole_trees(output: str, *steps: str) -> None:
-    """What one writes with Orbax: restore each tree, and sum its arrays."""
-    # As many devices as the trees were saved on, or Orbax refuses them.
+    """Restore each tree with Orbax and sum its arrays."""
+    # Orbax refuses another number of devices than the trees were saved on.
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     import jax
     import numpy
@@ -57,8 +58,8 @@ def whole_trees(output: str, *steps: str) -> None:
     ocp.save_checkpointables(output, {"pytree": mean})
 
 
-def make(folder: str, megabytes: str, count: str, devices: str) -> None:
-    """Save trees of weights, other numbers in each, over some devices."""
+def make(directory: str, megabytes: str, count: str, devices: str) -> None:
+    """Save trees of different weights, sharded over the devices."""
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={devices}"
     )
@@ -72,7 +73,7 @@ def make(folder: str, megabytes: str, count: str, devices: str) -> None:
     )
     units, rng = 2048, numpy.random.default_rng(0)
     layers = round(float(megabytes) * 1e6 / (4 * units**2))
-    with ocp.training.Checkpointer(folder) as checkpointer:
+    with ocp.training.Checkpointer(directory) as checkpointer:
         for step in range(int(count)):
             weights = {
                 f"dense_{k}": {

@@ -1,16 +1,20 @@
-"""What averages of weights do, library by library: each cell is a check.
+"""Compare averages of weights across libraries: each cell is a check.
 
     KERAS_BACKEND=jax python tests/benchmarks/parity.py
 
-*Yes*: the check ran, and the number is the right one. *A number*: what came
-out, and in brackets what is right. *No*: the library has nothing of the kind.
-*-*: it is not installed. *An error's name*: the check ended so.
+Cells are:
 
-Each library is used as its documentation says, with what it has for the case:
-warm-up of the decay against the weight of the start, float32 averages of
-bfloat16 weights. Where the average is a second module, raw weights are never
-touched, and `torch`, timm and optax are called after each optimizer step by the
-loop of the check.
+- yes: the check ran, and its result is correct.
+- A number: the result of the check, with the correct result in parentheses.
+- no: the library does not have the feature.
+- `-`: the library is not installed.
+- The name of an error: the check raised it.
+
+Each library is used as its documentation says, with its own features for the
+case: warm-up of the decay against the influence of the initial weights, float32
+averages of bfloat16 weights. Libraries that keep the average in a second module
+never touch the raw weights. For torch, timm and optax, the loop of the check
+calls the update after each optimizer step.
 """
 
 import importlib
@@ -32,7 +36,7 @@ import numpy
 
 # Column, module, class, distribution.
 LIBRARIES = [
-    ("keras_wavg", "parity_ours", "Ours", "keras-wavg"),
+    ("keras_wavg", "parity_keras_wavg", "KerasWavg", "keras-wavg"),
     ("Keras", "parity_keras", "Keras", "keras"),
     ("torch", "parity_torch", "Torch", "torch"),
     ("timm", "parity_timm", "Timm", "timm"),
@@ -51,11 +55,13 @@ class Check:
     """A row of the table.
 
     Args:
-        sentence: String.
-        measure: Function of a library that returns a number, or several.
-        right: Float, or tuple of them, the number that is right.
-        tolerance: Float, how far from it is right too.
-        at_most: Boolean, whether less is right as well.
+        sentence: String, the label of the row.
+        measure: Function that takes a library and returns a number or several.
+        right: Float or tuple of floats, the correct result. Defaults to `0.0`.
+        tolerance: Float, the accepted difference from `right`. Defaults to
+            `0.0`.
+        at_most: Boolean, whether smaller results are correct too. Defaults to
+            `False`.
     """
 
     sentence: str
@@ -65,12 +71,12 @@ class Check:
     at_most: bool = False
 
     def cell(self, library: Any) -> str:
-        """What the check says of a library."""
+        """Run the check and return the text of the cell."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 received = self.measure(library)
-        except _NoSuchThing:
+        except _MissingFeature:
             return "no"
         except Exception as error:  # noqa: BLE001
             return type(error).__name__
@@ -79,24 +85,24 @@ class Check:
         return f"{_numbers(received)} ({_numbers(self.right)})"
 
     def passes(self, received: Any) -> bool:
-        """Whether a number is right."""
+        """Return whether a result is correct."""
         excess = numpy.subtract(received, self.right)
         if not self.at_most:
             excess = numpy.abs(excess)
         return bool(numpy.all(excess <= self.tolerance))
 
 
-class _NoSuchThing(Exception):  # noqa: N818
-    """A library has no such method."""
+class _MissingFeature(Exception):  # noqa: N818
+    """A library does not have the method of a check."""
 
 
-def ask(name: str, *arguments: Any) -> Callable[[Any], Any]:
-    """A method of a library, if it has it."""
+def call(name: str, *arguments: Any) -> Callable[[Any], Any]:
+    """Return a function that calls a method of a library, if it exists."""
 
     def measure(library: Any) -> Any:
         method = getattr(library, name, None)
         if method is None:
-            raise _NoSuchThing
+            raise _MissingFeature
         return method(*arguments)
 
     return measure
@@ -105,135 +111,138 @@ def ask(name: str, *arguments: Any) -> Callable[[Any], Any]:
 DECAY_50 = (1 - 0.999) * 0.999**49 / (1 - 0.999**50)
 CHECKS = [
     Check(
-        "the average of 50 steps is that of its definition (relative error)",
-        ask("error_of_fifty_steps"),
+        "the average of 50 steps equals its definition (relative error)",
+        call("error_of_fifty_steps"),
         tolerance=1e-6,
     ),
     Check(
-        "the start need not outweigh later steps (share of the weights before "
-        "training and of step 1 after 50 steps, decay 0.999)",
-        ask("share_of_the_start"),
+        "the initial weights need not dominate (coefficient of the initial "
+        "weights and of step 1 after 50 steps, decay 0.999)",
+        call("coefficient_of_the_initial_weights"),
         right=DECAY_50,
         tolerance=1e-6,
         at_most=True,
     ),
     Check(
-        "bfloat16 weights are averaged (5000 steps at 2.0 after 1.0, decay "
-        "0.999)",
-        ask("bfloat16"),
+        "bfloat16 weights are averaged (5000 steps at 2.0, initially 1.0, "
+        "decay 0.999)",
+        call("bfloat16"),
         right=2 - 0.999**5000,
         tolerance=0.01,
     ),
     Check(
-        "elements that are NaN are left out (average of ones)",
-        ask("step_that_is_not_finite"),
+        "elements that are NaN are excluded (average of ones)",
+        call("step_with_nan"),
         right=1.0,
         tolerance=1e-6,
     ),
     Check(
-        "updates every 10 steps keep the horizon (share of the start after "
-        "1000 steps, decay 0.999)",
-        ask("share_left_by_updates_every_ten_steps"),
+        "updates every 10 steps keep the length of the average (coefficient of "
+        "the initial weights after 1000 steps, decay 0.999)",
+        call("coefficient_left_by_updates_every_ten_steps"),
         right=0.999**1000,
         tolerance=0.01,
     ),
     Check(
         "power-function averages, updates every 10 steps (mean age, width)",
-        ask("power_function_every_ten_steps"),
+        call("power_function_every_ten_steps"),
         right=(0.1119, 0.1),
         tolerance=0.01,
     ),
     Check(
         "several averages in one run with validation (relative error)",
-        ask("several_averages"),
+        call("several_averages"),
         tolerance=1e-6,
     ),
     Check(
-        "gradients of 4 batches accumulated: the average moves once (moves in "
-        "8 batches)",
-        ask("moves_with_accumulation"),
+        "gradients of 4 batches are accumulated: one update (updates in 8 "
+        "batches)",
+        call("updates_with_accumulation"),
         right=2,
     ),
     Check(
-        "raw weights are the same after `evaluate`, 1e-6 beside an average of "
+        "raw weights of 1e-6 are unchanged after `evaluate` with an average of "
         "1e3 (relative change)",
-        ask("raw_weights_after_evaluate"),
+        call("raw_weights_after_evaluate"),
     ),
     Check(
-        "raw weights are the same after `predict` (relative change)",
-        ask("raw_weights_after_predict"),
+        "raw weights are unchanged after `predict` (relative change)",
+        call("raw_weights_after_predict"),
     ),
     Check(
-        "raw weights can be had after `fit`, without a file (relative change)",
-        ask("raw_weights_after_fit"),
+        "raw weights are available after `fit`, without a file (relative "
+        "change)",
+        call("raw_weights_after_fit"),
     ),
     Check(
-        "training goes on from raw weights after an exception in validation "
+        "training continues from raw weights after an exception in validation "
         "(relative change)",
-        ask("raw_weights_after_an_exception"),
+        call("raw_weights_after_an_exception"),
     ),
     Check(
-        "the file of the best epoch scores what was logged (relative change)",
-        ask("best_file", False),
+        "the checkpoint of the best epoch has the logged score (relative "
+        "change)",
+        call("best_file", False),
         tolerance=1e-5,
     ),
     Check(
         "the same, with `ModelCheckpoint` listed before the average",
-        ask("best_file", True),
+        call("best_file", True),
         tolerance=1e-5,
     ),
     Check(
-        "an early stop ends on the weights that were validated (relative "
+        "an early stop leaves the validated weights in the model (relative "
         "change of their score)",
-        ask("early_stop"),
+        call("early_stop"),
         tolerance=1e-5,
     ),
     Check(
-        "raw and averaged scores in one history (relative error)",
-        ask("scores_in_one_history"),
+        "scores of raw weights and average in one history (relative error)",
+        call("scores_in_one_history"),
         tolerance=1e-5,
     ),
     Check(
-        "resuming from a file gives the same numbers as not stopping "
+        "a resumed run ends with the same weights as an uninterrupted one "
         "(relative change)",
-        ask("resume"),
+        call("resume"),
     ),
     Check(
-        "statistics of BatchNormalization measured anew, batches differ "
+        "statistics of BatchNormalization are measured, batches differ "
         "(population variance)",
-        ask("variance_of_batch_normalization", BATCHES),
+        call("variance_of_batch_normalization", BATCHES),
         right=round(float(numpy.var(BATCHES)), 4),
         tolerance=1e-3,
     ),
     Check(
-        "the average tells its mean age (error, by all steps)",
-        ask("mean_age_that_is_told"),
+        "the average reports its mean age (error, divided by all steps)",
+        call("error_of_reported_mean_age"),
         tolerance=1e-5,
     ),
     Check(
-        "any length after training, from snapshots (mean age, width)",
-        ask("synthesis", 1),
+        "averages of any length after training, from snapshots (mean age, "
+        "width)",
+        call("synthesis", 1),
         right=(0.1799, 0.15),
         tolerance=0.01,
     ),
     Check(
-        "the same, of averages with updates every 10 steps",
-        ask("synthesis", 10),
+        "the same, with updates every 10 steps (mean age, width)",
+        call("synthesis", 10),
         right=(0.1799, 0.15),
         tolerance=0.01,
     ),
     Check(
-        "saved files averaged in float64, in any order (wrong numbers)",
-        ask("averaged_files"),
+        "saved files are averaged in float64, in any order (wrong elements)",
+        call("averaged_files"),
     ),
 ]
 
 
 NOTES = """\
-torch, timm, ema-pytorch: the average is a second module, and evaluation leaves
-that of training alone; optax: functions of arrays. What `fit` does is the
-caller's loop there. timm averages files by a script of its repository, which is
-not in its package."""
+With torch, timm and ema-pytorch the average is a second module, so evaluation
+does not change the trained one. optax has functions of arrays. There the loop
+of the caller does what `fit` does. timm averages files with a script of its
+repository, which is not in its package."""
 
 
 def main() -> None:
@@ -257,7 +266,7 @@ def main() -> None:
 
 
 def load(module: str, name: str, _: str) -> Any:
-    """A library, or `None` if it is not installed."""
+    """Return a library, or `None` if it is not installed."""
     try:
         return getattr(importlib.import_module(module), name)()
     except ImportError:
@@ -265,7 +274,7 @@ def load(module: str, name: str, _: str) -> Any:
 
 
 def versions(libraries: dict[str, Any]) -> str:
-    """Of what is installed."""
+    """Return the versions of the installed libraries."""
     return ", ".join(
         f"{column} {importlib.metadata.version(distribution)}"
         for column, _, _, distribution in LIBRARIES[1:]

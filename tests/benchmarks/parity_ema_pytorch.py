@@ -1,4 +1,4 @@
-"""The checks of ema-pytorch: `EMA`, `KarrasEMA`, `PostHocEMA`."""
+"""Checks of ema-pytorch: `EMA`, `KarrasEMA`, `PostHocEMA`."""
 
 import copy
 import tempfile
@@ -12,9 +12,9 @@ from parity_torch import SecondModule, assign, vector, weights
 
 
 class EmaPytorch(SecondModule):
-    """`EMA` with a constant decay, but for the check of the start."""
+    """`EMA` with a constant decay, unless a check uses its warm-up."""
 
-    begins = "at the first step"
+    starts = "at the first step"
 
     def average(self, model, decay, *, corrected=False, precise=False, every=1):
         return EMA(
@@ -22,7 +22,7 @@ class EmaPytorch(SecondModule):
             ema_model=copy.deepcopy(model).float() if precise else None,
             coerce_dtype=precise,
             beta=decay,
-            # Of the warm-up, which is its default.
+            # The default of 0 warms the decay up.
             min_value=0.0 if corrected else decay,
             update_after_step=0,
             update_every=every,
@@ -34,7 +34,7 @@ class EmaPytorch(SecondModule):
     def module(self, average):
         return average.ema_model
 
-    def share_left_by_updates_every_ten_steps(self):
+    def coefficient_left_by_updates_every_ten_steps(self):
         samples = numpy.zeros((1001, 3), "float32")
         samples[:2] = 1
         model = vector(samples[0])
@@ -49,15 +49,15 @@ class EmaPytorch(SecondModule):
         return age_and_width(weights(average.ema_model))
 
     def synthesis(self, every):
-        """The average of 0.15 from snapshots of those of 0.05 and 0.1."""
+        """Make the average of width 0.15 from snapshots of 0.05 and 0.1."""
         model = vector(ticks()[0])
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as directory:
             average = PostHocEMA(
                 model,
                 sigma_rels=(0.05, 0.1),
                 update_every=every,
                 checkpoint_every_num_steps=CLOCK_STEPS // 20,
-                checkpoint_folder=folder,
+                checkpoint_folder=directory,
                 checkpoint_dtype=torch.float32,
             )
             for sample in ticks()[1:]:

@@ -1,4 +1,4 @@
-"""Small Keras models and trainings, the same with any average."""
+"""Small Keras models and trainings, the same for every average."""
 
 import tempfile
 import warnings
@@ -8,34 +8,34 @@ import keras
 import models
 import numpy
 from models import BATCH, compiled, data
-from parity_library import change, moved
+from parity_library import change, count_updates
 
 
 def vector(size, dtype="float32"):
-    """One weight for each input."""
+    """Return a model with one weight per input."""
     layer = keras.layers.Dense(1, use_bias=False, dtype=dtype)
     return keras.Sequential([keras.Input((size,)), layer])
 
 
 def small(optimizer=None):
-    """A model of 37 weights that learns fast enough to change."""
+    """Return a model of 37 weights that changes quickly in training."""
     return compiled(models.dense(), optimizer or keras.optimizers.Adam(0.03))
 
 
 def fit(model, *callbacks, epochs=2, **options):
-    """Six batches an epoch, always in the same order."""
+    """Train on six batches per epoch, always in the same order."""
     x, y = data(6)
     options = {"batch_size": BATCH, "shuffle": False, "verbose": 0} | options
     return model.fit(x, y, epochs=epochs, callbacks=[*callbacks], **options)
 
 
 def flat(weights):
-    """All numbers in one array."""
+    """Concatenate all weights in one array."""
     return numpy.concatenate([numpy.ravel(w) for w in weights])
 
 
 def change_by(model, action):
-    """How much an action changes the weights of a model."""
+    """Return how much an action changes the weights of a model."""
     before = flat(model.get_weights())
     action()
     return change(flat(model.get_weights()), before)
@@ -54,7 +54,7 @@ class FailInValidation(keras.callbacks.Callback):
 
 
 def after_an_exception(model, average):
-    """The change of the raw weights that the next `fit` begins with."""
+    """Return the change of the raw weights at the start of the next `fit`."""
     samples, again = models.Samples(), models.Samples()
     x, y = data(1, seed=1)
     try:
@@ -72,10 +72,10 @@ def after_an_exception(model, average):
 
 
 def score_of_best_file(model, average, *, file_first=False):
-    """The score of the file of the best epoch, by what was logged."""
+    """Compare the score of the best checkpoint with the logged score."""
     x, y = data(4, seed=1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "best.weights.h5")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "best.weights.h5")
         save = keras.callbacks.ModelCheckpoint(
             path, save_best_only=True, save_weights_only=True
         )
@@ -84,25 +84,25 @@ def score_of_best_file(model, average, *, file_first=False):
         logs = fit(model, *callbacks, **options).history
         saved = small()
         with warnings.catch_warnings():
-            # Of the optimizer, which is not needed.
+            # The checkpoint has an optimizer state that is not loaded.
             warnings.simplefilter("ignore")
             saved.load_weights(path, skip_mismatch=True)
     return change(saved.evaluate(x, y, verbose=0), min(logs["val_loss"]))
 
 
-def moves(model, read, *callbacks):
-    """How often the average moves in the batches 9 to 16."""
+def updates_in_fit(model, read, *callbacks):
+    """Count the updates of the average in the batches 9 to 16."""
     seen = []
 
-    class Look(keras.callbacks.Callback):
+    class Recorder(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if batch >= 7:
                 seen.append(flat(read(self.model)))
 
     x, y = data(16)
     options = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
-    model.fit(x, y, callbacks=[*callbacks, Look()], **options)
-    return moved(seen)
+    model.fit(x, y, callbacks=[*callbacks, Recorder()], **options)
+    return count_updates(seen)
 
 
 class StopEarly(keras.callbacks.Callback):
@@ -114,7 +114,7 @@ class StopEarly(keras.callbacks.Callback):
 
 
 def score_after_early_stop(model, average):
-    """The score of what `fit` leaves, by what was logged last."""
+    """Compare the score of the model after `fit` with the logged score."""
     x, y = data(4, seed=1)
     options = {"epochs": 9, "validation_data": (x, y)}
     logs = fit(model, average, StopEarly(), **options).history

@@ -1,4 +1,4 @@
-"""The checks of Keras' own: `use_ema=True` and `SwapEMAWeights`."""
+"""Checks of the average of Keras: `use_ema=True` and `SwapEMAWeights`."""
 
 import itertools
 import tempfile
@@ -14,19 +14,19 @@ from parity_fit import (
     change_by,
     fit,
     flat,
-    moves,
     score_after_early_stop,
     score_of_best_file,
     small,
+    updates_in_fit,
     vector,
 )
 from parity_library import DECAY, Library, change, faint, walk
 
 
 class Keras(Library):
-    """The average of an optimizer."""
+    """`use_ema=True` of an optimizer, with `SwapEMAWeights`."""
 
-    begins = "at the first step"
+    starts = "at the first step"
 
     def follow(self, samples, decay=DECAY, *, corrected=False, dtype="float32"):
         model = trained_on(samples, decay, dtype)
@@ -51,14 +51,14 @@ class Keras(Library):
         return after_an_exception(with_use_ema(), SwapEMAWeights())
 
     def best_file(self, file_first):
-        # Swapped at epochs' ends, for the file, as its documentation says.
+        # Its documentation says to swap at the end of epochs for checkpoints.
         model, average = with_use_ema(), SwapEMAWeights(True)
         return score_of_best_file(model, average, file_first=file_first)
 
     def early_stop(self):
         return score_after_early_stop(with_use_ema(), SwapEMAWeights(True))
 
-    def moves_with_accumulation(self):
+    def updates_with_accumulation(self):
         optimizer = keras.optimizers.SGD(
             0.05,
             gradient_accumulation_steps=4,
@@ -66,13 +66,13 @@ class Keras(Library):
             ema_momentum=DECAY,
         )
         model = compiled(models.dense(), optimizer)
-        return moves(model, averages)
+        return updates_in_fit(model, averages)
 
     def resume(self):
         whole = with_use_ema()
         step_by_step(whole)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "all.keras")
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "all.keras")
             whole.save(path)
             resumed = keras.saving.load_model(path)
         step_by_step(whole)
@@ -81,7 +81,7 @@ class Keras(Library):
 
 
 def trained_on(samples, decay=DECAY, dtype="float32"):
-    """A model whose weights went through samples, one a step."""
+    """Return a model whose weights took a sample at each step."""
     model = vector(len(samples[0]), dtype)
     optimizer = keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=decay)
     model.compile(optimizer, "mse")
@@ -94,13 +94,13 @@ def trained_on(samples, decay=DECAY, dtype="float32"):
 
 
 def with_use_ema():
-    """The model of our own checks, with an average in its optimizer."""
+    """Return the model of the checks, with an average in its optimizer."""
     optimizer = keras.optimizers.Adam(0.03, use_ema=True, ema_momentum=DECAY)
     return small(optimizer)
 
 
 def averages(model):
-    """The averaged weights, as NumPy arrays."""
+    """Return the averaged weights as NumPy arrays."""
     return [
         keras.ops.convert_to_numpy(keras.ops.cast(v.value, "float32"))
         for v in model.optimizer.variables
@@ -109,7 +109,7 @@ def averages(model):
 
 
 def step_by_step(model):
-    """Six steps, without the end of `fit` that writes the average over."""
+    """Train six steps without `fit`, whose end overwrites the weights."""
     x, y = models.data(6)
     for start in range(0, len(x), models.BATCH):
         batch = slice(start, start + models.BATCH)

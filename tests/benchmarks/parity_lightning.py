@@ -1,4 +1,4 @@
-"""The checks of Lightning's `EMAWeightAveraging`, in its `Trainer`."""
+"""Checks of Lightning's `EMAWeightAveraging`, in its `Trainer`."""
 
 import contextlib
 import logging
@@ -14,7 +14,15 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from parity_library import DECAY, Library, change, error, faint, moved, walk
+from parity_library import (
+    DECAY,
+    Library,
+    change,
+    count_updates,
+    error,
+    faint,
+    walk,
+)
 from parity_torch import assign, weights
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -23,14 +31,14 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 class Lightning(Library):
     """A callback of `Trainer.fit`."""
 
-    begins = "at the first step"
+    starts = "at the first step"
 
     def follow(self, samples, decay=DECAY, *, corrected=False, dtype="float32"):
         model = Follower(samples).to(getattr(torch, dtype))
         fit(model, EMAWeightAveraging(decay=decay))
         return weights(model.layer)
 
-    def share_left_by_updates_every_ten_steps(self):
+    def coefficient_left_by_updates_every_ten_steps(self):
         samples = numpy.zeros((1001, 3), "float32")
         samples[:2] = 1
         model = Follower(samples)
@@ -66,8 +74,8 @@ class Lightning(Library):
     def best_file(self, file_first):
         model = Follower(walk(20), validated=True)
         average = EMAWeightAveraging(decay=DECAY)
-        with tempfile.TemporaryDirectory() as folder:
-            save = ModelCheckpoint(folder, monitor="loss")
+        with tempfile.TemporaryDirectory() as directory:
+            save = ModelCheckpoint(directory, monitor="loss")
             fit(model, *([save, average] if file_first else [average, save]))
             saved = torch.load(save.best_model_path, weights_only=True)
             score = float(saved["state_dict"]["layer.weight"].sum())
@@ -79,12 +87,12 @@ class Lightning(Library):
         logged = float(trainer.callback_metrics["loss"])
         return change(float(model.layer.weight.sum()), logged)
 
-    def moves_with_accumulation(self):
+    def updates_with_accumulation(self):
         model = Follower(walk(16), follows=False)
         average = EMAWeightAveraging(decay=DECAY)
-        look = Look(average)
-        fit(model, average, look, accumulate_grad_batches=4)
-        return moved(look.seen[7:])
+        recorder = Recorder(average)
+        fit(model, average, recorder, accumulate_grad_batches=4)
+        return count_updates(recorder.seen[7:])
 
     def several_averages(self):
         samples, decays = walk(50), (0.9, 0.99)
@@ -92,7 +100,7 @@ class Lightning(Library):
         fit(Follower(samples, validated=True), *both)
         return max(
             error(
-                weights(a._average_model.module.layer), samples, d, self.begins
+                weights(a._average_model.module.layer), samples, d, self.starts
             )
             for a, d in zip(both, decays, strict=True)
         )
@@ -105,10 +113,10 @@ class Lightning(Library):
     def resume(self):
         whole, resumed = Follower(walk(40)), Follower(walk(20))
         fit(whole, EMAWeightAveraging(decay=DECAY))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "all.ckpt")
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "all.ckpt")
             average = EMAWeightAveraging(decay=DECAY)
-            save = ModelCheckpoint(folder, filename="all")
+            save = ModelCheckpoint(directory, filename="all")
             fit(resumed, average, save)
             resumed = Follower(walk(40)[20:])
             fit(
@@ -121,14 +129,16 @@ class Lightning(Library):
 
 
 class Follower(lightning.LightningModule):
-    """Whose weights go through samples, or are trained.
+    """A module whose weights take the values of samples, or are trained.
 
     Args:
         samples: Array, weights before training and after each step.
-        follows: Boolean, whether they are given or trained.
-        validated: Boolean, whether there is a validation.
-        fails: Boolean, whether it raises.
-        stops: Boolean, whether the training ends with it.
+        follows: Boolean, whether the weights take the samples instead of being
+            trained. Defaults to `True`.
+        validated: Boolean, whether there is a validation. Defaults to `False`.
+        fails: Boolean, whether the validation raises. Defaults to `False`.
+        stops: Boolean, whether the training stops after the first validation.
+            Defaults to `False`.
     """
 
     def __init__(
@@ -194,34 +204,34 @@ class Normalized(lightning.LightningModule):
 
 
 class Slow(EMAWeightAveraging):
-    """Told apart from the other by its class, as Lightning wants it."""
+    """A second class, because Lightning identifies callbacks by class."""
 
 
-class Look(lightning.Callback):
-    """Looks at the average after each batch."""
+class Recorder(lightning.Callback):
+    """Records the average after each batch."""
 
     def __init__(self, average):
         self.average, self.seen = average, []
 
     def on_train_batch_end(self, trainer, module, *batch):
-        # It has no public name while training.
+        # The average has no public name during training.
         self.seen.append(weights(self.average._average_model.module.layer))
 
 
 def loader(samples):
-    """Data, one sample a batch, always in the same order."""
+    """Return batches of one sample, always in the same order."""
     tensors = [torch.tensor(sample) for sample in samples]
     return torch.utils.data.DataLoader(tensors, batch_size=None)
 
 
 def fit(module, *callbacks, max_epochs=1, ckpt_path=None, **options):
-    """Train, and say nothing."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    """Train without output."""
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
             accelerator="cpu",
             callbacks=[*callbacks],
-            default_root_dir=folder,
+            default_root_dir=directory,
             enable_checkpointing=any(
                 isinstance(c, ModelCheckpoint) for c in callbacks
             ),

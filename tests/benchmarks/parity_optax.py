@@ -1,4 +1,4 @@
-"""The checks of optax: `incremental_update`, and `ema` with its correction."""
+"""Checks of optax: `incremental_update`, and `ema` with bias correction."""
 
 import contextlib
 import io
@@ -7,17 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy
 import optax
-from parity_library import DECAY, Library, change, error, faint, moved, walk
+from parity_library import (
+    DECAY,
+    Library,
+    change,
+    count_updates,
+    error,
+    faint,
+    walk,
+)
 
 
 class Optax(Library):
-    """Functions of arrays: what becomes of these is the caller's business."""
+    """Functions of arrays; the caller keeps weights and averages."""
 
     def follow(self, samples, decay=DECAY, *, corrected=False, dtype="float32"):
         samples = jnp.asarray(samples)
         if corrected:
             return debiased(samples[1:], decay)
-        # A float32 average makes the sum one of float32.
+        # A float32 average makes the whole sum float32.
         average = samples[0].astype("float32")
         step = jax.jit(optax.incremental_update)
         for sample in samples[1:].astype(dtype):
@@ -38,7 +46,7 @@ class Optax(Library):
             predict(average, jnp.ones((4, 99)))
         return change(raw, faint()[-1])
 
-    def moves_with_accumulation(self):
+    def updates_with_accumulation(self):
         optimizer = optax.MultiSteps(optax.sgd(0.05), 4)
         weights = average = jnp.ones(3)
         state, seen = optimizer.init(weights), []
@@ -49,7 +57,7 @@ class Optax(Library):
             if optimizer.has_updated(state):
                 average = optax.incremental_update(weights, average, 0.1)
             seen.append(average)
-        return moved(seen[7:])
+        return count_updates(seen[7:])
 
     def resume(self):
         file = io.BytesIO()
@@ -62,13 +70,13 @@ class Optax(Library):
     def several_averages(self):
         samples = walk(50)
         return max(
-            error(self.follow(samples, decay), samples, decay, self.begins)
+            error(self.follow(samples, decay), samples, decay, self.starts)
             for decay in (0.9, 0.99)
         )
 
 
 def debiased(samples, decay):
-    """By `optax.ema`, as of any other numbers."""
+    """Average weights with `optax.ema`, which is made for updates."""
     transform = optax.ema(decay, debias=True)
     state, update = transform.init(samples[0]), jax.jit(transform.update)
     for sample in samples:
@@ -77,5 +85,5 @@ def debiased(samples, decay):
 
 
 def predict(weights, x):
-    """One weight for each input."""
+    """Multiply inputs by one weight each."""
     return x @ jnp.asarray(weights)

@@ -1,4 +1,4 @@
-"""The checks of timm's `ModelEmaV3`."""
+"""Checks of `ModelEmaV3` of timm."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ from parity_torch import SecondModule
 
 
 def imported(package: str, file: str):
-    """A file of a package: all of timm wants torchvision, this does not."""
+    """Import one file of a package, because all of timm needs torchvision."""
     found = importlib.util.find_spec(package)
     if found is None:
         raise ModuleNotFoundError(package)
@@ -23,7 +23,7 @@ ModelEmaV3 = imported("timm", "utils/model_ema.py").ModelEmaV3
 
 
 class Timm(SecondModule):
-    """`ModelEmaV3`, with its warm-up and its float32 average."""
+    """`ModelEmaV3` with its warm-up and float32 average."""
 
     def average(self, model, decay, *, corrected=False, precise=False):
         return ModelEmaV3(
@@ -34,7 +34,7 @@ class Timm(SecondModule):
         )
 
     def update(self, average, model, step):
-        # Only the warm-up needs the step, and with one it skips the first.
+        # Only the warm-up needs the step. With a step, the first is skipped.
         average.update(model, step if average.use_warmup else None)
 
     def module(self, average):

@@ -1,7 +1,7 @@
-"""The checks of `torch.optim.swa_utils`, and what its kin share with it.
+"""Checks of `torch.optim.swa_utils`, and a base class for similar libraries.
 
-The average is a second module beside the one that is trained: to evaluate it
-nothing is swapped.
+The average is a second module next to the trained one, so evaluation does not
+swap anything.
 """
 
 import abc
@@ -11,7 +11,15 @@ import io
 
 import numpy
 import torch
-from parity_library import DECAY, Library, change, error, faint, moved, walk
+from parity_library import (
+    DECAY,
+    Library,
+    change,
+    count_updates,
+    error,
+    faint,
+    walk,
+)
 from torch.optim.swa_utils import (
     AveragedModel,
     get_ema_multi_avg_fn,
@@ -20,19 +28,19 @@ from torch.optim.swa_utils import (
 
 
 class SecondModule(Library):
-    """Averages that are a second module, each made and updated its way."""
+    """A library that keeps the average in a second module."""
 
     @abc.abstractmethod
     def average(self, model, decay, *, corrected=False, precise=False):
-        """An average of a module's weights from now on."""
+        """Return a new average of the weights of a module."""
 
     @abc.abstractmethod
     def update(self, average, model, step):
-        """What the documentation calls after each optimizer step."""
+        """Update the average, as documented for each optimizer step."""
 
     @abc.abstractmethod
     def module(self, average):
-        """The module that holds the average."""
+        """Return the module that holds the average."""
 
     def follow(self, samples, decay=DECAY, *, corrected=False, dtype="float32"):
         precise = dtype != "float32"
@@ -43,8 +51,8 @@ class SecondModule(Library):
         self.go_through(samples, model, average)
         return weights(self.module(average))
 
-    def go_through(self, samples, model, average, begin=0):
-        for step, sample in enumerate(samples[1:], start=begin + 1):
+    def go_through(self, samples, model, average, done=0):
+        for step, sample in enumerate(samples[1:], start=done + 1):
             assign(model, sample)
             self.update(average, model, step)
 
@@ -68,7 +76,7 @@ class SecondModule(Library):
             self.module(average)(torch.ones(4, 99))
         return change(weights(model), faint()[-1])
 
-    def moves_with_accumulation(self):
+    def updates_with_accumulation(self):
         model = vector(numpy.ones(3, "float32"))
         average, seen = self.average(model, DECAY), []
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -79,7 +87,7 @@ class SecondModule(Library):
                 optimizer.zero_grad()
                 self.update(average, model, batch // 4 + 1)
             seen.append(weights(self.module(average)))
-        return moved(seen[7:])
+        return count_updates(seen[7:])
 
     def resume(self):
         model, average = self.trained_on(walk(20))
@@ -103,7 +111,7 @@ class SecondModule(Library):
             for average in both.values():
                 self.update(average, model, step)
         return max(
-            error(weights(self.module(average)), samples, decay, self.begins)
+            error(weights(self.module(average)), samples, decay, self.starts)
             for decay, average in both.items()
         )
 
@@ -111,7 +119,7 @@ class SecondModule(Library):
 class Torch(SecondModule):
     """`AveragedModel` and `update_bn`."""
 
-    begins = "at the first step"
+    starts = "at the first step"
 
     def average(self, model, decay, *, corrected=False, precise=False):
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -129,18 +137,18 @@ class Torch(SecondModule):
 
 
 def vector(values, dtype=torch.float32):
-    """One weight for each input."""
+    """Return a linear layer with one weight per input."""
     model = torch.nn.Linear(len(values), 1, bias=False, dtype=dtype)
     assign(model, values)
     return model
 
 
 def assign(model, values):
-    """Give a module weights."""
+    """Assign the weights of a module."""
     with torch.no_grad():
         model.weight.copy_(torch.tensor(values)[None])
 
 
 def weights(model):
-    """The weights of a module."""
+    """Return the weights of a module as a float64 array."""
     return model.weight.detach()[0].double().numpy().copy()

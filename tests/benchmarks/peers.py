@@ -1,4 +1,4 @@
-"""The other ways to move an average, each as a function to be timed."""
+"""Alternatives for updating an average, each as a function to be timed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,9 @@ import keras
 
 
 def flat_lerp(size: int, decay: float) -> Callable[[], Any]:
-    """`average += (1 - decay) * (weights - average)` on one flat array.
+    """Return `average += (1 - decay) * (weights - average)` on a flat array.
 
-    The least that any update has to do, without a check of its input.
+    This is the least that any update has to do. It does not check its input.
     """
     makers = {"jax": _flat_jax, "tensorflow": _flat_tf, "torch": _flat_torch}
     return makers[keras.config.backend()](size, decay)
@@ -18,7 +18,7 @@ def flat_lerp(size: int, decay: float) -> Callable[[], Any]:
 def peer_update(
     weights: list[Any], decay: float
 ) -> dict[str, Callable[[], Any]]:
-    """The backend's own tools on the same weights."""
+    """Return the updates that the backend provides, on the same weights."""
     makers = {"jax": _optax, "tensorflow": _tf_ema, "torch": _swa_utils}
     return makers[keras.config.backend()](weights, decay)
 

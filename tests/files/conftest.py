@@ -1,11 +1,11 @@
-"""Keras for the few tests here that need it: importing it takes seconds."""
+"""Fixtures for the few tests here that need Keras, which imports slowly."""
 
 import pytest
 
 
 @pytest.fixture
 def models():
-    """The module of tiny models, which imports Keras."""
+    """The module of small models, which imports Keras."""
     import keras
     import models
 

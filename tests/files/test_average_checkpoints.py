@@ -1,6 +1,6 @@
-"""Saved weights are averaged as defined.
+"""Averages of saved weights follow the definition.
 
-That Keras loads them is in `test_keras.py`.
+Tests with Keras are in `test_keras.py`.
 """
 
 import itertools
@@ -12,14 +12,15 @@ import zipfile
 
 import h5py
 import numpy
+import progress
 import pytest
 import reference
 import weights_files
 from file_properties import (
     FLOATS,
     averaged,
-    check_copies_of_a_file_give_that_file,
-    check_the_mean_is_that_of_the_definition,
+    check_the_mean_is_as_defined,
+    check_the_mean_of_copies_is_the_original,
     check_the_order_of_the_files_does_not_matter,
     examples,
 )
@@ -28,19 +29,17 @@ from weights_files import SUFFIXES, equal, write_each
 from keras_wavg import average_checkpoints, inspect_checkpoint
 from keras_wavg.files import streaming
 
-test_the_mean_is_that_of_the_definition = examples(
-    check_the_mean_is_that_of_the_definition
-)
+test_the_mean_is_as_defined = examples(check_the_mean_is_as_defined)
 test_the_order_of_the_files_does_not_matter = examples(
     check_the_order_of_the_files_does_not_matter
 )
-test_copies_of_a_file_give_that_file = examples(
-    check_copies_of_a_file_give_that_file
+test_the_mean_of_copies_is_the_original = examples(
+    check_the_mean_of_copies_is_the_original
 )
 
 
 def some_layers(seed):
-    """The arrays of a small model and its optimizer."""
+    """The arrays of a small model and of its optimizer."""
     rng = numpy.random.default_rng(seed)
     shapes = {"dense": [(4, 6), (6,)], "dense_1": [(6, 1), (1,)]}
     return {
@@ -51,7 +50,7 @@ def some_layers(seed):
 
 
 def mean_of(contents):
-    """The mean of all but the optimizer, rounded once."""
+    """The mean of the weights, rounded once."""
     names = [name for name in contents[0] if not name.startswith("optimizer")]
     samples = [[content[name] for name in names] for content in contents]
     means = [mean.astype("float32") for mean in reference.mean(samples)]
@@ -62,7 +61,7 @@ def mean_of(contents):
     ("suffix", "target"),
     [
         *itertools.product([*SUFFIXES, "mixed"], SUFFIXES[:2]),
-        # They need the config of another one.
+        # A `.keras` output needs the config of a `.keras` file.
         *((suffix, ".keras") for suffix in (".keras", "mixed")),
     ],
 )
@@ -94,7 +93,7 @@ def test_a_group_in_two_shards_is_found_in_both(tmp_path):
     assert equal(list(got.values()), list(content.values()))
 
 
-def test_the_optimizer_is_dropped_or_taken_from_the_last(tmp_path):
+def test_the_optimizer_is_dropped_or_copied_from_the_last_file(tmp_path):
     paths = write_each(tmp_path, some_layers(1), some_layers(2))
     output = tmp_path / "mean.weights.h5"
     report = average_checkpoints(paths, output)
@@ -104,24 +103,24 @@ def test_the_optimizer_is_dropped_or_taken_from_the_last(tmp_path):
     assert weights_files.read(output)["optimizer/vars/0"] == 2
 
 
-def test_a_table_must_be_the_same_or_comes_from_the_last(tmp_path):
+def test_integers_must_be_equal_or_are_copied_from_the_last_file(tmp_path):
     table = "layers/normalization/vars/2"
     paths = write_each(
         tmp_path,
         *(some_layers(0) | {table: numpy.int32([n, 7])} for n in (1, 2)),
     )
     output = tmp_path / "mean.weights.h5"
-    with pytest.raises(ValueError, match=r"integers .*vars/2.*strict=False"):
+    with pytest.raises(ValueError, match=r"Integer .*vars/2.*strict=False"):
         average_checkpoints(paths, output)
     report = average_checkpoints(paths, output, strict=False)
     assert "integers that differ" in report.copied.values()
     assert weights_files.read(output)[table].tolist() == [2, 7]
 
 
-def test_the_order_of_the_files_does_not_matter_to_a_sum_that_is_rounded(
+def test_the_order_of_the_files_does_not_matter_to_a_rounded_sum(
     tmp_path,
 ):
-    # 1 is lost beside 2**70, even in extended precision, unless it comes last.
+    # Next to 2**70, 1 is lost even in extended precision, unless it is last.
     contents = [
         {"vars/0": numpy.full(3, x)} for x in (2.0**70, -(2.0**70), 1.0)
     ]
@@ -135,18 +134,18 @@ def test_the_order_of_the_files_does_not_matter_to_a_sum_that_is_rounded(
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_all_the_weight_on_one_file_gives_that_file(dtype, tmp_path):
+def test_a_single_weight_that_is_not_zero_selects_that_file(dtype, tmp_path):
     rng = numpy.random.default_rng(0)
     contents = [
         {"vars/0": rng.normal(size=1000).astype(dtype)} for _ in range(3)
     ]
     contents[0]["vars/0"][0] = -0.0
-    contents[1]["vars/0"][1] = numpy.nan  # does not count
+    contents[1]["vars/0"][1] = numpy.nan  # has weight 0
     got = averaged(tmp_path, *contents, weights=[1, 0, 0])
     assert equal(got.values(), contents[0].values())
 
 
-def test_weights_that_are_not_normalized_are_taken_as_they_are(tmp_path):
+def test_weights_are_not_scaled_without_normalize(tmp_path):
     one, two = {"vars/0": numpy.full(3, 5.0)}, {"vars/0": numpy.full(3, 2.0)}
     got = averaged(tmp_path, one, two, weights=[1, -1], normalize=False)
     assert got["vars/0"].tolist() == [3, 3, 3]
@@ -154,18 +153,20 @@ def test_weights_that_are_not_normalized_are_taken_as_they_are(tmp_path):
     assert got["vars/0"].tolist() == [6.5, 6.5, 6.5]
 
 
-def test_sums_beyond_float32_are_no_problem(tmp_path):
+def test_sums_may_exceed_the_range_of_float32(tmp_path):
     huge = {"vars/0": numpy.full(3, 3e38, "float32")}
     assert equal(averaged(tmp_path, huge, huge, huge).values(), huge.values())
 
 
 def test_a_mean_out_of_range_is_refused(tmp_path):
     huge = {"vars/0": numpy.full(3, 3e38, "float32")}
-    with pytest.raises(ValueError, match=r"range of their type.*vars/0"):
+    with pytest.raises(ValueError, match=r"range of its type.*vars/0"):
         averaged(tmp_path, huge, weights=[2], normalize=False)
 
 
-def test_what_is_not_shared_is_refused_or_taken_from_the_last(tmp_path):
+def test_variables_that_differ_are_refused_or_copied_from_the_last_file(
+    tmp_path,
+):
     base = {"a/vars/0": numpy.ones(4), "head/vars/0": numpy.ones((4, 2))}
     last = {
         "a/vars/0": numpy.zeros(4),
@@ -183,20 +184,20 @@ def test_what_is_not_shared_is_refused_or_taken_from_the_last(tmp_path):
     assert equal([got["head/vars/0"]], [last["head/vars/0"]])
 
 
-def test_the_report_says_what_was_done_and_the_file_keeps_it(tmp_path):
+def test_the_output_contains_the_report(tmp_path):
     rng = numpy.random.default_rng(0)
     contents = [{"vars/0": rng.normal(size=5)} for _ in range(2)]
     paths = write_each(tmp_path, *contents)
     output = tmp_path / "mean.weights.h5"
     report = average_checkpoints(paths, output, weights=[1, 3])
     with h5py.File(output) as file:
-        kept = json.loads(file.attrs["keras_wavg"])
-    assert [s["coefficient"] for s in kept["sources"]] == [0.25, 0.75]
-    assert [s["path"] for s in kept["sources"]] == [str(p) for p in paths]
+        saved = json.loads(file.attrs["keras_wavg"])
+    assert [s["coefficient"] for s in saved["sources"]] == [0.25, 0.75]
+    assert [s["path"] for s in saved["sources"]] == [str(p) for p in paths]
     for source, path in zip(report.sources, paths, strict=True):
         assert source.checksum == inspect_checkpoint(path).checksum
     assert report.checksum == inspect_checkpoint(output).checksum
-    assert report.checksum == kept["checksum"]
+    assert report.checksum == saved["checksum"]
     assert "0.25" in str(report)
     assert report.averaged == ("vars/0",)
 
@@ -211,23 +212,22 @@ def test_layers_in_another_order_are_noted(tmp_path):
             file["a/vars"].attrs["name"] = names[0]
             file["b/vars"].attrs["name"] = names[1]
     report = average_checkpoints(paths, tmp_path / "mean.weights.h5")
-    assert ["other places" in note for note in report.notes] == [True]
+    assert ["in another order" in note for note in report.notes] == [True]
 
 
-def test_progress_is_told(tmp_path):
+def test_progress_is_reported(tmp_path, monkeypatch):
     seen = []
     content = {f"{n}/vars/0": numpy.ones(100_000) for n in range(5)}
     paths = write_each(tmp_path, content, content)
-    average_checkpoints(
-        paths,
-        tmp_path / "mean.weights.h5",
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    progress.report_to(lambda *done: seen.append(done), monkeypatch)
+    average_checkpoints(paths, tmp_path / "mean.weights.h5")
     assert seen == sorted(seen)
     assert seen[-1] == (8_000_000, 8_000_000)
 
 
-def test_an_error_in_the_midst_stops_all_threads_and_leaves_nothing(tmp_path):
+def test_an_error_stops_all_threads_and_nothing_is_written(
+    tmp_path, monkeypatch
+):
     content = {f"{n:02}/vars/0": numpy.ones(140_000) for n in range(20)}
     paths = write_each(tmp_path, content, content)
     calls = []
@@ -236,10 +236,9 @@ def test_an_error_in_the_midst_stops_all_threads_and_leaves_nothing(tmp_path):
         calls.append(done)
         raise KeyboardInterrupt
 
+    progress.report_to(interrupt, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        average_checkpoints(
-            paths, tmp_path / "mean.weights.h5", progress=interrupt
-        )
+        average_checkpoints(paths, tmp_path / "mean.weights.h5")
     assert len(calls) <= os.cpu_count()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "0.weights.h5",
@@ -247,15 +246,15 @@ def test_an_error_in_the_midst_stops_all_threads_and_leaves_nothing(tmp_path):
     ]
 
 
-# Refusals
+# Invalid arguments
 
 
 BAD = {
-    "no paths": ({"paths": []}, "at least one checkpoint"),
-    "one path": ({"paths": "a.weights.h5"}, "must be a list"),
-    "bad suffix": ({"output": "mean.h5"}, "must end in '.weights.h5'"),
+    "no paths": ({"filepaths": []}, "at least one checkpoint"),
+    "one path": ({"filepaths": "a.weights.h5"}, "must be a list"),
+    "bad suffix": ({"output_filepath": "mean.h5"}, "must end in '.weights.h5'"),
     "other count": ({"weights": [1]}, "1 numbers for 2 checkpoints"),
-    "sum of zero": ({"weights": [1, -1]}, "sum that is not zero"),
+    "sum of zero": ({"weights": [1, -1]}, "must not sum to zero"),
     "cancelling": (
         {"weights": [1e10, 2 - 1e10]},
         "must not cancel one another",
@@ -269,25 +268,25 @@ BAD = {
     "text": ({"weights": [1, "2"]}, "finite numbers"),
     "optimizer": ({"optimizer": "first"}, "'drop' or 'last'"),
     "no optimizer": ({"optimizer": "last"}, "which has none"),
-    "no config": ({"output": "mean.keras"}, "config of the model"),
+    "no config": ({"output_filepath": "mean.keras"}, "config of the model"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_argument_is_refused_and_nothing_is_written(
+def test_an_invalid_argument_is_refused_and_nothing_is_written(
     name, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     content = {"vars/0": numpy.ones(3)}
     paths = write_each(tmp_path, content, content)
     changed, message = BAD[name]
-    arguments = {"paths": paths, "output": "mean.weights.h5"} | changed
+    arguments = {"filepaths": paths, "output_filepath": "mean.weights.h5"}
     with pytest.raises(ValueError, match=message):
-        average_checkpoints(**arguments)
+        average_checkpoints(**arguments | changed)
     assert sorted(tmp_path.iterdir()) == paths
 
 
-def test_a_file_is_overwritten_only_if_that_is_asked_for(tmp_path):
+def test_a_file_is_overwritten_only_on_request(tmp_path):
     paths = write_each(tmp_path, {"vars/0": numpy.ones(3)})
     for output in ("mean.weights.h5", "mean.weights.json"):
         average_checkpoints(paths, tmp_path / output)
@@ -303,7 +302,7 @@ def test_an_input_is_never_overwritten(tmp_path):
     paths = write_each(tmp_path, {"vars/0": numpy.ones(3)})
     (tmp_path / "link.weights.h5").symlink_to(paths[0])
     for output in (paths[0], tmp_path / "link.weights.h5"):
-        with pytest.raises(ValueError, match="must not be one of"):
+        with pytest.raises(ValueError, match="may be one of"):
             average_checkpoints(paths, output, overwrite=True)
 
 
@@ -323,12 +322,14 @@ def test_an_input_is_never_replaced_by_a_shard(name, tmp_path):
         "run": tmp_path / "elsewhere" / "run.weights.json",
         "link": tmp_path / "link.weights.json",
     }
-    with pytest.raises(ValueError, match=r"nor have a shard.*run_0000\d"):
+    with pytest.raises(ValueError, match=r"nor one of its shards.*run_0000\d"):
         average_checkpoints(paths, outputs[name], overwrite=True)
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_a_shard_where_a_link_leads_to_is_overwritten_only_if_asked(tmp_path):
+def test_a_shard_at_the_target_of_a_link_is_overwritten_only_on_request(
+    tmp_path,
+):
     (path,) = write_each(tmp_path, {"vars/0": numpy.ones(3)})
     (tmp_path / "elsewhere").mkdir()
     output = tmp_path / "link.weights.json"
@@ -340,9 +341,9 @@ def test_a_shard_where_a_link_leads_to_is_overwritten_only_if_asked(tmp_path):
     assert inspect_checkpoint(tmp_path / "elsewhere" / "run.weights.json")
 
 
-def test_a_folder_that_is_missing_is_named(tmp_path):
+def test_a_missing_directory_is_reported(tmp_path):
     paths = write_each(tmp_path, {"vars/0": numpy.ones(3)})
-    with pytest.raises(FileNotFoundError, match="folder of `output`"):
+    with pytest.raises(FileNotFoundError, match="directory of `output"):
         average_checkpoints(paths, tmp_path / "no" / "mean.weights.h5")
 
 
@@ -366,9 +367,7 @@ def test_neither_keras_nor_h5py_is_imported(tmp_path):
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_mean_of_copies_is_exact_however_large_the_weights(
-    weights, dtype, tmp_path
-):
+def test_the_mean_of_copies_is_exact_for_any_weights(weights, dtype, tmp_path):
     rng = numpy.random.default_rng(0)
     powers = 10.0 ** rng.integers(-30, 30, 2000)
     arrays = {"a/vars/0": (rng.normal(size=2000) * powers).astype(dtype)}
@@ -379,7 +378,9 @@ def test_the_mean_of_copies_is_exact_however_large_the_weights(
     assert weights_files.equal([*mean.values()], [*arrays.values()])
 
 
-def test_a_file_that_appears_while_another_is_averaged_stays(tmp_path):
+def test_a_file_that_appears_during_averaging_is_not_replaced(
+    tmp_path, monkeypatch
+):
     arrays = {"a/vars/0": numpy.ones(3, "float32")}
     paths = weights_files.write_each(tmp_path, arrays, arrays)
     output = tmp_path / "mean.weights.h5"
@@ -387,12 +388,13 @@ def test_a_file_that_appears_while_another_is_averaged_stays(tmp_path):
     def appear(done, total):
         output.write_bytes(b"precious")
 
-    with pytest.raises(FileExistsError, match="has appeared meanwhile"):
-        average_checkpoints(paths, output, progress=appear)
+    progress.report_to(appear, monkeypatch)
+    with pytest.raises(FileExistsError, match="another process has"):
+        average_checkpoints(paths, output)
     assert output.read_bytes() == b"precious"
 
 
-def test_weights_that_cancel_to_one_are_refused_and_a_sum_is_made(tmp_path):
+def test_weights_that_cancel_are_refused_unless_normalize_is_false(tmp_path):
     arrays = {"a/vars/0": numpy.ones(3, "float32")}
     paths = weights_files.write_each(tmp_path, *[arrays] * 3)
     output, weights = tmp_path / "mean.weights.h5", [1e16, 1, -1e16]
@@ -405,8 +407,8 @@ def test_weights_that_cancel_to_one_are_refused_and_a_sum_is_made(tmp_path):
 @pytest.mark.parametrize(
     "include", ["^encoder/", lambda path: path.startswith("encoder")]
 )
-def test_what_is_not_included_is_the_last_files(include, tmp_path):
-    """Also where it is of another shape, or not in all files."""
+def test_excluded_variables_are_copied_from_the_last_file(include, tmp_path):
+    """Even if they differ in shape, or are missing in some files."""
     contents = [
         {
             "encoder/vars/0": numpy.full((2, 2), value, "float32"),
@@ -429,7 +431,7 @@ def test_what_is_not_included_is_the_last_files(include, tmp_path):
         average_checkpoints(paths, output, include="(", overwrite=True)
 
 
-def test_a_checkpoint_without_weights_is_refused_by_its_name(tmp_path):
+def test_a_checkpoint_without_weights_is_refused(tmp_path):
     arrays = {"optimizer/vars/0": numpy.array(3)}
     path = weights_files.write(tmp_path / "empty.weights.h5", arrays)
     with pytest.raises(ValueError, match=r"one weight.*empty\.weights"):
@@ -448,8 +450,8 @@ def test_attributes_end_at_their_first_nul(tmp_path):
             assert file["a"].attrs["name"] == "dense"
 
 
-def test_differences_of_checkpoints_are_added_as_numpy_adds_them(tmp_path):
-    """Task arithmetic: `base + sum(scale * (tuned - base))`."""
+def test_task_arithmetic_equals_that_of_numpy(tmp_path):
+    """`base + sum(scale * (tuned - base))`."""
     rng = numpy.random.default_rng(0)
     base, *tuned = rng.normal(size=(3, 50, 20)).astype("float32")
     contents = [{"a/vars/0": array} for array in (*tuned, base)]
@@ -466,9 +468,7 @@ def test_differences_of_checkpoints_are_added_as_numpy_adds_them(tmp_path):
     assert received == pytest.approx(expected.astype("float32"), rel=1e-6)
 
 
-def test_a_system_without_threads_is_an_error_that_names_the_output(
-    tmp_path, monkeypatch
-):
+def test_an_error_without_threads_names_the_output(tmp_path, monkeypatch):
     arrays = {"a/vars/0": numpy.ones(3, "float32")}
     paths = weights_files.write_each(tmp_path, arrays, arrays)
 
@@ -490,7 +490,7 @@ def test_a_system_without_threads_is_an_error_that_names_the_output(
     ],
     ids=["count", "dropout", "augmentation"],
 )
-def test_counts_and_seeds_are_the_last_files(path, values, tmp_path):
+def test_counts_and_seeds_are_copied_from_the_last_file(path, values, tmp_path):
     contents = [
         {
             "layers/dense/vars/0": numpy.full(2, number, "float32"),

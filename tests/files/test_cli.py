@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it."""
+"""The command line."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from keras_wavg.cli import app
 
 
 def run(*arguments):
-    """The command in this process: starting one takes long."""
+    """Run a command in this process, as starting another one takes long."""
     runner = typer.testing.CliRunner()
     return runner.invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
-def folder(tmp_path):
+def directory(tmp_path):
     for epoch in range(1, 5):
         arrays = {
             "layers/dense/vars/0": numpy.full((2, 3), epoch, "float32"),
@@ -41,9 +41,9 @@ def kernel(path):
     return weights_files.read(path)["layers/dense/vars/0"][0, 0]
 
 
-def test_files_are_averaged_and_the_output_is_described(folder):
-    paths = sorted(folder.iterdir())
-    output = folder / "mean.weights.h5"
+def test_files_are_averaged_and_a_report_is_printed(directory):
+    paths = sorted(directory.iterdir())
+    output = directory / "mean.weights.h5"
     result = run("average", *paths[:2], "-o", output)
     assert result.exit_code == 0
     assert kernel(output) == 1.5
@@ -56,9 +56,9 @@ def test_files_are_averaged_and_the_output_is_described(folder):
     ("options", "expected"),
     [
         (["--last", 2], 3.5),
-        (["--last", 2, "--until", 3], 2.5),
+        (["--last", 2, "--until-epoch", 3], 2.5),
         (["--best", 1], 3),
-        (["--best", 1, "--metric", "val_accuracy"], 1),
+        (["--best", 1, "--monitor", "val_accuracy"], 1),
         (["--last", 4, "--weights", "1,0,0,1"], 2.5),
         (["--last", 4, "--weights", "1,0,0,1", "--no-normalize"], 5),
         (["--last", 4, "--weights", "ascending"], 3),
@@ -67,33 +67,39 @@ def test_files_are_averaged_and_the_output_is_described(folder):
         (["--last", 1, "--optimizer", "last", "--no-strict"], 4),
     ],
 )
-def test_checkpoints_of_a_folder_are_chosen_and_weighted(
-    options, expected, folder
+def test_checkpoints_of_a_directory_are_selected_and_weighted(
+    options, expected, directory
 ):
-    output = folder / "mean.weights.h5"
-    result = run("average", folder, "-o", output, *options)
+    output = directory / "mean.weights.h5"
+    result = run("average", directory, "-o", output, *options)
     assert result.exit_code == 0, result.output
     assert kernel(output) == pytest.approx(expected, rel=1e-6)
     assert "of 4" in result.stderr or "of 3" in result.stderr
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(folder):
-    before = sorted(folder.iterdir())
+def test_a_dry_run_prints_the_report_and_writes_nothing(directory):
+    before = sorted(directory.iterdir())
     result = run(
-        "average", folder, "--best", 2, "-o", folder / "m.keras", "--dry-run"
+        "average",
+        directory,
+        "--best",
+        2,
+        "-o",
+        directory / "m.keras",
+        "--dry-run",
     )
-    assert result.exit_code == 3  # there is no config to be had
-    output = folder / "mean.weights.h5"
-    result = run("average", folder, "--best", 2, "-o", output, "--dry-run")
+    assert result.exit_code == 3  # No file has a config.
+    output = directory / "mean.weights.h5"
+    result = run("average", directory, "--best", 2, "-o", output, "--dry-run")
     assert result.exit_code == 0
     assert "nothing was written" in result.stdout
     assert "03-0.500.weights.h5" in result.stdout
-    assert sorted(folder.iterdir()) == before
+    assert sorted(directory.iterdir()) == before
 
 
-def test_machines_get_json(folder):
-    paths = sorted(folder.iterdir())
-    output = folder / "mean.weights.h5"
+def test_results_are_printed_as_json(directory):
+    paths = sorted(directory.iterdir())
+    output = directory / "mean.weights.h5"
     made = json.loads(run("average", *paths, "-o", output, "--json").stdout)
     assert [s["coefficient"] for s in made["sources"]] == [0.25] * 4
     found = json.loads(run("inspect", output, "--json").stdout)
@@ -103,8 +109,8 @@ def test_machines_get_json(folder):
     assert found["distances"]["layers/dense/vars/0"]["largest"] == 1
 
 
-def test_a_checksum_of_lists_in_lists_is_shown_as_text(folder):
-    path = min(folder.iterdir())
+def test_a_checksum_of_nested_lists_is_shown_as_text(directory):
+    path = min(directory.iterdir())
     checksum = "[" * 600 + "]" * 600
     with h5py.File(path, "a") as file:
         text = f'{{"sources": [], "checksum": {checksum}}}'
@@ -114,9 +120,9 @@ def test_a_checksum_of_lists_in_lists_is_shown_as_text(folder):
     assert json.loads(result.stdout)["provenance"]["checksum"] == checksum
 
 
-def test_inspect_shows_variables_and_provenance(folder):
-    paths = sorted(folder.iterdir())
-    output = folder / "mean.weights.h5"
+def test_inspect_shows_variables_and_provenance(directory):
+    paths = sorted(directory.iterdir())
+    output = directory / "mean.weights.h5"
     run("average", *paths, "-o", output)
     result = run("inspect", output)
     assert result.exit_code == 0
@@ -124,31 +130,31 @@ def test_inspect_shows_variables_and_provenance(folder):
         assert text in result.stdout
 
 
-def test_diff_says_by_its_exit_code_whether_weights_are_the_same(folder):
-    one, two, *_ = sorted(folder.iterdir())
+def test_the_exit_code_of_diff_depends_on_the_weights(directory):
+    one, two, *_ = sorted(directory.iterdir())
     assert run("diff", one, one).exit_code == 0
     result = run("diff", one, two)
     assert result.exit_code == 1
     assert "layers/dense/vars/0" in result.stdout
-    assert run("diff", one, folder / "missing.weights.h5").exit_code == 3
+    assert run("diff", one, directory / "missing.weights.h5").exit_code == 3
 
 
 WRONG = {
     "no output": ["average", "01-2.500.weights.h5"],
-    "folder without choice": ["average", ".", "-o", "m.weights.h5"],
-    "choice without folder": [
+    "directory without selection": ["average", ".", "-o", "m.weights.h5"],
+    "selection without directory": [
         *("average", "01-2.500.weights.h5", "--last", "1"),
         *("-o", "m.weights.h5"),
     ],
     **{
-        f"{option} without folder": [
+        f"{option} without directory": [
             *("average", "01-2.500.weights.h5", option, value),
             *("-o", "m.weights.h5"),
         ]
         for option, value in (
-            ("--until", "3"),
+            ("--until-epoch", "3"),
             ("--pattern", "{epoch}.keras"),
-            ("--log", "log.csv"),
+            ("--csv-log", "log.csv"),
         )
     },
     **{
@@ -169,20 +175,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_usage_has_an_exit_code_of_its_own(name, folder, monkeypatch):
-    monkeypatch.chdir(folder)
+def test_wrong_usage_ends_with_exit_code_2(name, directory, monkeypatch):
+    monkeypatch.chdir(directory)
     assert run(*WRONG[name]).exit_code == 2
 
 
-@pytest.mark.parametrize("option", ["--until", "--pattern", "--log"])
-def test_an_option_that_would_do_nothing_is_named(option, folder):
-    path = min(folder.iterdir())
-    output = folder / "m.weights.h5"
+@pytest.mark.parametrize("option", ["--until-epoch", "--pattern", "--csv-log"])
+def test_an_option_without_effect_is_refused(option, directory):
+    path = min(directory.iterdir())
+    output = directory / "m.weights.h5"
     result = run("average", path, option, 3, "-o", output)
-    assert f"{option} needs one folder" in result.stderr
+    assert f"{option} needs one directory" in result.stderr
 
 
-def test_a_value_that_is_refused_is_no_wrong_usage(tmp_path):
+def test_an_invalid_value_ends_with_exit_code_3(tmp_path):
     snapshots(tmp_path)
     for options in (["--sigma-rel", 9], [], ["--decay", 2]):
         output = tmp_path / "a.weights.h5"
@@ -192,11 +198,11 @@ def test_a_value_that_is_refused_is_no_wrong_usage(tmp_path):
     assert result.exit_code == 3
 
 
-def test_an_error_is_one_line_that_names_file_and_path(folder):
-    paths = sorted(folder.iterdir())
+def test_an_error_is_one_line_with_the_file_and_the_variable(directory):
+    paths = sorted(directory.iterdir())
     with h5py.File(paths[1], "a") as file:
         file["layers/dense/vars/0"][0, 0] = numpy.nan
-    result = run("average", *paths, "-o", folder / "mean.weights.h5")
+    result = run("average", *paths, "-o", directory / "mean.weights.h5")
     assert result.exit_code == 3
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -206,23 +212,25 @@ def test_an_error_is_one_line_that_names_file_and_path(folder):
     assert "Traceback" not in result.output
 
 
-def test_names_that_look_like_markup_are_printed_as_they_are(folder):
-    path = min(folder.iterdir())
-    odd = path.rename(folder / "[bold]1[red].weights.h5")
+def test_names_that_look_like_markup_are_not_changed(directory):
+    path = min(directory.iterdir())
+    odd = path.rename(directory / "[bold]1[red].weights.h5")
     result = run("inspect", odd)
     assert result.exit_code == 0
-    result = run("average", odd, "-o", folder / "[b]2.weights.h5")
+    result = run("average", odd, "-o", directory / "[b]2.weights.h5")
     assert "[bold]1[red].weights.h5" in result.stdout
     assert "[b]2.weights.h5" in result.stdout
 
 
-def test_names_that_a_terminal_would_obey_are_escaped(folder):
-    path = min(folder.iterdir())
-    odd = path.rename(folder / "\x1b[2J\n9-0.1.weights.h5")
+def test_control_characters_in_names_are_escaped(directory):
+    path = min(directory.iterdir())
+    odd = path.rename(directory / "\x1b[2J\n9-0.1.weights.h5")
     for result in (
-        run("average", odd, "-o", folder / "a.weights.h5"),
-        run("average", folder, "--last", 1, "-o", folder / "b.weights.h5"),
-        run("inspect", folder / "a.weights.h5"),
+        run("average", odd, "-o", directory / "a.weights.h5"),
+        run(
+            "average", directory, "--last", 1, "-o", directory / "b.weights.h5"
+        ),
+        run("inspect", directory / "a.weights.h5"),
     ):
         assert result.exit_code == 0, result.output
         assert "\x1b" not in result.output
@@ -230,7 +238,7 @@ def test_names_that_a_terminal_would_obey_are_escaped(folder):
 
 
 def imported(names, *arguments):
-    """Those of some packages that a command imports."""
+    """The packages in `names` that a command imports."""
     code = (
         "import sys, keras_wavg.cli as cli\n"
         f"try: cli.app({[*map(str, arguments)]})\n"
@@ -242,20 +250,20 @@ def imported(names, *arguments):
     return result.stdout.splitlines()[-1]
 
 
-def test_the_command_starts_without_keras(folder):
-    path = min(folder.iterdir())
+def test_the_command_starts_without_keras(directory):
+    path = min(directory.iterdir())
     assert imported({"keras", "h5py"}, "inspect", path) == "set()"
 
 
-def test_help_is_shown_without_numpy_and_rich(folder):
+def test_help_imports_neither_numpy_nor_rich(directory):
     packages = {"keras", "h5py", "numpy", "rich"}
     assert imported(packages, "--help") == "set()"
-    path = min(folder.iterdir())
+    path = min(directory.iterdir())
     assert imported({"numpy", "rich"}, "inspect", path) == "{'numpy'}"
 
 
-def test_it_is_a_module_too(folder):
-    path = min(folder.iterdir())
+def test_the_package_can_be_run_as_a_module(directory):
+    path = min(directory.iterdir())
     result = subprocess.run(
         [sys.executable, "-m", "keras_wavg", "inspect", path],
         capture_output=True,
@@ -266,18 +274,18 @@ def test_it_is_a_module_too(folder):
     assert result.stderr == ""
 
 
-def snapshots(folder):
-    """Averages of weights that were their own step, with their profiles."""
+def snapshots(directory):
+    """Write averages of weights that equal the step, with their profiles."""
     for steps in range(100, 1100, 100):
         for sigma_rel in (0.05, 0.1):
             profile = Profile.power(sigma_rel, steps)
-            value = profile.shares @ profile.times
-            path = folder / f"sigma_{sigma_rel}-{steps:05}.weights.h5"
+            value = profile.coefficients @ profile.times
+            path = directory / f"sigma_{sigma_rel}-{steps:05}.weights.h5"
             arrays = {"vars/0": numpy.full(2, value)}
             weights_files.write_snapshot(path, arrays, profile)
 
 
-def test_snapshots_make_an_average_of_another_width(tmp_path):
+def test_an_average_of_another_width_is_synthesized(tmp_path):
     snapshots(tmp_path)
     output = tmp_path / "made.weights.h5"
     result = run("synthesize", tmp_path, "--sigma-rel", 0.12, "-o", output)
@@ -285,24 +293,26 @@ def test_snapshots_make_an_average_of_another_width(tmp_path):
     assert "residual 0." in result.stdout
     target = Profile.power(0.12, 1000)
     (got, _) = weights_files.read(output)["vars/0"]
-    assert got == pytest.approx(target.shares @ target.times, abs=2)
+    assert got == pytest.approx(target.coefficients @ target.times, abs=2)
 
 
-def test_a_sweep_goes_as_far_as_the_snapshots(tmp_path):
+def test_a_sweep_skips_widths_with_a_large_residual(tmp_path):
     (tmp_path / "run").mkdir()
     snapshots(tmp_path / "run")
     sweep = ["synthesize", tmp_path / "run", "-o", tmp_path / "out", "--sweep"]
     result = run(*sweep, "0.002:0.3:15")
     assert result.exit_code == 0, result.output
     first, *_, last = result.stdout.splitlines()
-    assert first.endswith("not made, the residual is too large")
-    assert last.startswith("sigma_rel 0.2887, residual")  # the plain mean
+    assert first.endswith("not written, the residual is too large")
+    assert last.startswith(
+        "sigma_rel 0.2887, residual"
+    )  # the equal-weight mean
     made = len(list((tmp_path / "out").iterdir()))
     assert 5 < made == result.stdout.count("weights.h5") < 15
     assert run(*sweep, "0.002:0.003:2").exit_code == 3
 
 
-def test_a_sweep_makes_many(tmp_path):
+def test_a_sweep_writes_a_file_for_each_width(tmp_path):
     (tmp_path / "run").mkdir()
     snapshots(tmp_path / "run")
     result = run(
@@ -326,18 +336,16 @@ def test_a_sweep_makes_many(tmp_path):
     assert "residual" in impossible.stderr
 
 
-def test_errors_name_options_as_they_are_typed(folder):
-    paths = sorted(folder.iterdir())
-    output = folder / "mean.weights.h5"
+def test_errors_name_the_options(directory):
+    paths = sorted(directory.iterdir())
+    output, other = (directory / f"{name}.weights.h5" for name in ("m", "a"))
     output.touch()
     errors = [
         run("average", *paths, "-o", output),
-        run("average", *paths, "-o", folder / "a.h5"),
-        run("average", *paths[:2], "-o", folder / "a.keras"),
-        run(
-            "average", *paths[:2], "-o", folder / "a.weights.h5", "--include=x"
-        ),
-        run("average", folder, "-o", folder / "b.weights.h5", "--last", "9"),
+        run("average", *paths, "-o", directory / "a.h5"),
+        run("average", *paths[:2], "-o", directory / "a.keras"),
+        run("average", *paths[:2], "-o", other, "--include=x"),
+        run("average", directory, "-o", other, "--last", "9"),
     ]
     expected = [
         f"--output must not exist, unless --overwrite. Received: --output '{o}'"
@@ -345,9 +353,9 @@ def test_errors_name_options_as_they_are_typed(folder):
     ]
     expected += [
         "--output must end in",
-        "no `.keras` among FILES|FOLDER",
+        "no `.keras` file in FILES|DIRECTORY",
         "--include must match the path of at least one variable",
-        "FILES|FOLDER must have 9 checkpoints",
+        "FILES|DIRECTORY must have 9 checkpoints",
     ]
     for result, text in zip(errors, expected, strict=True):
         assert result.exit_code == 3
@@ -355,7 +363,7 @@ def test_errors_name_options_as_they_are_typed(folder):
         assert "=True" not in result.stderr
 
 
-def test_it_tells_its_version():
+def test_the_version_is_printed():
     result = run("--version")
     assert (result.exit_code, result.stdout) == (
         0,
@@ -363,22 +371,23 @@ def test_it_tells_its_version():
     )
 
 
-def test_a_choice_among_many_is_told_in_few_lines(tmp_path):
+def test_a_selection_from_many_is_printed_in_few_lines(tmp_path):
     for epoch in range(1, 301):
         path = tmp_path / f"{epoch:03d}-{epoch / 100:.2f}.weights.h5"
         weights_files.write(path, {"a/vars/0": numpy.ones(1, "float32")})
-    options = ("--best", "3", "--until", "200", "--dry-run")
+    options = ("--best", "3", "--until-epoch", "200", "--dry-run")
     result = run("average", tmp_path, "-o", tmp_path / "m.weights.h5", *options)
     assert result.exit_code == 0
     assert result.stderr.count("\n") < 10
-    assert "left out: 100 (after epoch 200)" in result.stderr
-    assert "left out: 197 (not among the lowest val_loss 3)" in result.stderr
+    assert "excluded: 100 (after epoch 200)" in result.stderr
+    expected = "excluded: 197 (not among the 3 with the lowest val_loss)"
+    assert expected in result.stderr
     assert result.stdout.count("0.333333") == 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 @pytest.mark.parametrize("delay", [0.03, 0.08, 0.15, 0.3])
-def test_ctrl_c_ends_it_in_one_line_at_any_moment(delay, tmp_path):
+def test_ctrl_c_ends_the_command_with_one_line_at_any_time(delay, tmp_path):
     arrays = {"a/vars/0": numpy.ones(1_000_000, "float32")}
     path = weights_files.write(tmp_path / "a.weights.h5", arrays)
     output = tmp_path / "mean.weights.h5"
@@ -399,11 +408,12 @@ def test_ctrl_c_ends_it_in_one_line_at_any_moment(delay, tmp_path):
     elif process.returncode == 130:
         assert error == "interrupted\n"
     else:
-        # Before the first line of ours, or after the last, it is Python's.
+        # Before the first line of the library, or after the last, Python
+        # prints the error.
         assert "keras_wavg/cli" not in error
 
 
-def test_a_dry_run_of_a_synthesis_tells_the_coefficients(tmp_path):
+def test_a_dry_run_of_synthesize_prints_the_coefficients(tmp_path):
     (tmp_path / "run").mkdir()
     snapshots(tmp_path / "run")
     files = sorted((tmp_path / "run").iterdir())
@@ -437,7 +447,7 @@ def test_a_dry_run_of_a_synthesis_tells_the_coefficients(tmp_path):
     ],
     ids=["epochs", "samples"],
 )
-def test_a_half_life_may_be_told_in_epochs_or_samples(options, tmp_path):
+def test_a_half_life_may_be_in_epochs_or_samples(options, tmp_path):
     snapshots(tmp_path)
     command = ["synthesize", tmp_path, "-o", tmp_path / "made.weights.h5"]
     expected = run(*command, "--half-life", "150", "--dry-run").stdout
@@ -447,14 +457,14 @@ def test_a_half_life_may_be_told_in_epochs_or_samples(options, tmp_path):
 
 
 @pytest.fixture
-def keeps_its_signals():
+def restored_signals():
     handler, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     yield
     signal.signal(signal.SIGINT, handler)
     sys.unraisablehook = hook
 
 
-@pytest.mark.usefixtures("keeps_its_signals")
+@pytest.mark.usefixtures("restored_signals")
 def test_the_command_ends_with_its_exit_code(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["keras-wavg", "--version"])
     with pytest.raises(SystemExit) as ended:
@@ -466,7 +476,7 @@ def test_the_command_ends_with_its_exit_code(monkeypatch, capsys):
         try:
             signal.raise_signal(signal.SIGINT)
         except BaseException as error:
-            # As Python does to an error while a class is made.
+            # As Python does during the creation of a class.
             raise RuntimeError("__set_name__") from error
 
     monkeypatch.setattr("keras_wavg.cli.app", interrupted)
@@ -476,7 +486,7 @@ def test_the_command_ends_with_its_exit_code(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_ctrl_c_ends_the_command_where_python_drops_exceptions():
+def test_ctrl_c_ends_the_command_where_python_ignores_exceptions():
     program = """
 import signal, time, weakref
 import keras_wavg.__main__, keras_wavg.cli

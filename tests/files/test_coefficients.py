@@ -1,4 +1,4 @@
-"""Coefficients are those of their papers, and sum to one."""
+"""Coefficients are those of the papers, and sum to one."""
 
 import numpy
 import pytest
@@ -17,7 +17,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_they_are_shares_of_one(name):
+def test_coefficients_are_not_negative_and_sum_to_one(name):
     for count in range(1, 201):
         found = ALL[name](count)
         assert len(found) == count
@@ -25,7 +25,7 @@ def test_they_are_shares_of_one(name):
         assert sum(found) == pytest.approx(1, abs=1e-12)
 
 
-def test_the_numbers_of_the_wsm_paper():
+def test_coefficients_equal_those_of_the_wsm_paper():
     cosine = coefficients.decay_emulation(5, "cosine")
     assert cosine == pytest.approx([0.096, 0.25, 0.309, 0.25, 0.096], abs=1e-3)
     root = coefficients.decay_emulation(5, "1-sqrt")
@@ -35,7 +35,7 @@ def test_the_numbers_of_the_wsm_paper():
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "1-sqrt"])
-def test_merging_is_what_a_decayed_rate_does_to_the_same_gradients(shape):
+def test_merging_equals_a_decay_with_the_same_gradients(shape):
     steps = numpy.random.default_rng(0).normal(size=4)
     rates = {
         "linear": lambda t: 1 - t,
@@ -48,7 +48,7 @@ def test_merging_is_what_a_decayed_rate_does_to_the_same_gradients(shape):
     assert merged == pytest.approx(decayed, abs=1e-12)
 
 
-def test_ema_is_that_of_the_callback():
+def test_ema_equals_that_of_the_callback():
     rng = numpy.random.default_rng(0)
     samples = [[rng.normal(size=3)] for _ in range(6)]
     (expected,) = reference.ema(samples, 0.8)
@@ -64,6 +64,6 @@ def test_ema_is_that_of_the_callback():
         (lambda: coefficients.decay_emulation(3, "x"), "`shape` must be one"),
     ],
 )
-def test_a_bad_argument_is_refused(call, message):
+def test_an_invalid_argument_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""What is not read is named, with the way to a file that is."""
+"""Unsupported files are recognized, with instructions to convert them."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ def write_numpy(path):
         numpy.save(file, numpy.ones(3))
 
 
-def folder_with(*names):
+def directory_with(*names):
     def write(path):
         for name in names:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,27 +45,29 @@ def folder_with(*names):
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "kind"),
+    ("name", "write", "expected"),
     [
-        ("a.pt", write_torch, "a file of torch"),
-        ("a.pth", lambda path: path.write_bytes(b"\x80\2"), "a file of torch"),
-        ("a.weights.h5", write_torch, "a file of torch"),
-        ("a.keras", write_torch, "a file of torch"),
-        ("a.safetensors", write_safetensors, "a file of safetensors"),
-        ("a.weights.h5", write_safetensors, "a file of safetensors"),
-        ("a.h5", write_keras_2, "a file of Keras 2"),
-        ("a.weights.h5", write_keras_2, "a file of Keras 2"),
-        ("a.npz", write_numpy, "a file of NumPy"),
-        ("ckpt.index", lambda path: path.touch(), "a checkpoint of TensorFlow"),
-        ("tf", folder_with("checkpoint"), "a checkpoint of TensorFlow"),
-        ("saved", folder_with("saved_model.pb"), "a SavedModel"),
-        ("orbax", folder_with("_METADATA"), "a checkpoint of Orbax that Keras"),
-        ("missing.safetensors", lambda path: None, "a file of safetensors"),
+        ("a.pt", write_torch, "a torch file"),
+        ("a.pth", lambda path: path.write_bytes(b"\x80\2"), "a torch file"),
+        ("a.weights.h5", write_torch, "a torch file"),
+        ("a.keras", write_torch, "a torch file"),
+        ("a.safetensors", write_safetensors, "a safetensors file"),
+        ("a.weights.h5", write_safetensors, "a safetensors file"),
+        ("a.h5", write_keras_2, "a Keras 2 file"),
+        ("a.weights.h5", write_keras_2, "a Keras 2 file"),
+        ("a.npz", write_numpy, "a NumPy file"),
+        ("ckpt.index", lambda path: path.touch(), "a TensorFlow checkpoint"),
+        ("tf", directory_with("checkpoint"), "a TensorFlow checkpoint"),
+        ("saved", directory_with("saved_model.pb"), "a SavedModel"),
+        (
+            "orbax",
+            directory_with("_METADATA"),
+            "an Orbax checkpoint that",
+        ),
+        ("missing.safetensors", lambda path: None, "a safetensors file"),
     ],
 )
-def test_a_file_of_another_kind_is_called_what_it_is(
-    name, write, kind, tmp_path
-):
+def test_an_unsupported_format_is_named(name, write, expected, tmp_path):
     path = tmp_path / name
     write(path)
     output = tmp_path / "mean.weights.h5"
@@ -73,7 +75,7 @@ def test_a_file_of_another_kind_is_called_what_it_is(
         lambda: inspect_checkpoint(path),
         lambda: average_checkpoints([path, path], output),
     ):
-        with pytest.raises(ValueError, match=f"It is {kind}") as error:
+        with pytest.raises(ValueError, match=f"It is {expected}") as error:
             read()
         assert name in str(error.value)
         assert "\n" not in str(error.value)
@@ -81,13 +83,13 @@ def test_a_file_of_another_kind_is_called_what_it_is(
 
 
 @pytest.mark.parametrize("scheme", ["gs", "s3", "https"])
-def test_a_url_that_has_lost_a_slash_is_called_so(scheme, tmp_path):
+def test_a_url_that_was_passed_as_a_path_is_reported(scheme, tmp_path):
     url = Path(f"{scheme}://bucket/a.weights.h5")
-    with pytest.raises(ValueError, match="its URL as a string"):
+    with pytest.raises(ValueError, match="pass the URL as a string"):
         average_checkpoints([url, url], tmp_path / "mean.weights.h5")
 
 
-def test_a_damaged_file_of_keras_is_of_no_other_kind(tmp_path):
+def test_a_damaged_keras_file_is_not_taken_for_another_format(tmp_path):
     path = tmp_path / "a.weights.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("a/vars/0", data=numpy.ones(3, "float32"))

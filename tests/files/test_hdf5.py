@@ -1,4 +1,4 @@
-"""What is written can be read by h5py, and what h5py writes can be read."""
+"""h5py reads the files that are written, and files of h5py are read."""
 
 import h5py
 import numpy
@@ -11,31 +11,31 @@ from file_properties import (
     written,
 )
 
-from keras_wavg.files.hdf5.reading import read_structure
+from keras_wavg.files.hdf5.parser import parse_structure
 from keras_wavg.files.hdf5.structure import Array, Structure
-from keras_wavg.files.source import Source
+from keras_wavg.files.input_file import InputFile
 
 test_h5py_reads_what_is_written = examples(check_h5py_reads_what_is_written)
 test_what_h5py_writes_is_read = examples(check_what_h5py_writes_is_read)
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 256, 257, 8192, 8193])
-def test_groups_of_every_size_are_written_as_trees_that_h5py_searches(
+def test_h5py_finds_the_members_of_written_groups_of_every_size(
     count, tmp_path
 ):
     names = [str(number) for number in range(count)]
     arrays = {f"vars/{name}": Array("float32", (1,)) for name in names}
     groups = {"": {}, "vars": {"name": "ä"}}
-    placed = written(tmp_path / "a.h5", Structure(groups, arrays))
-    assert structure_in(tmp_path / "a.h5").arrays == placed.arrays
+    stored = written(tmp_path / "a.h5", Structure(groups, arrays))
+    assert structure_in(tmp_path / "a.h5").arrays == stored.arrays
     with h5py.File(tmp_path / "a.h5") as file:
         assert list(file["vars"]) == sorted(names)
         for name in names[:: max(1, count // 99)]:
-            offset = placed.arrays[f"vars/{name}"].offset
+            offset = stored.arrays[f"vars/{name}"].offset
             assert file["vars"][name].id.get_offset() == offset
 
 
-def test_a_file_that_was_written_can_be_changed_by_h5py(tmp_path):
+def test_h5py_can_change_a_written_file(tmp_path):
     groups = {"": {"text": "x" * 100_000}, "vars": {}}
     arrays = {f"vars/{n}": Array("float32", (3,)) for n in range(20)}
     written(tmp_path / "a.h5", Structure(groups, arrays))
@@ -52,15 +52,15 @@ def test_a_file_that_was_written_can_be_changed_by_h5py(tmp_path):
 
 
 @pytest.mark.parametrize("count", [9, 45, 46, 400, 1000])
-def test_large_groups_with_names_that_are_not_ascii_are_read(count, tmp_path):
+def test_large_groups_with_names_beyond_ascii_are_read(count, tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         for number in range(count):
             file[f"größe_{number}/vars/0"] = numpy.full(2, number)
-    with Source(path) as source:
-        found = read_structure(source)
+    with InputFile(path) as stored:
+        found = parse_structure(stored)
         for number in range(count):
             array = found.arrays[f"größe_{number}/vars/0"]
-            data = source.read(array.offset, array.nbytes)
+            data = stored.read(array.offset, array.nbytes)
             assert numpy.frombuffer(data, "int64").tolist() == [number] * 2
     assert len(found.arrays) == count

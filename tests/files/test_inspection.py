@@ -1,4 +1,4 @@
-"""What is in a file, and how far two are apart."""
+"""The contents of a checkpoint, and the difference between two."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def test_the_variables_of_a_model_are_listed(models, tmp_path):
     assert "weights: 4 variables, 37 numbers, 148 bytes" in text
 
 
-def test_a_checksum_is_of_the_weights_whatever_the_format(tmp_path):
+def test_the_checksum_depends_only_on_the_weights_not_on_the_format(tmp_path):
     arrays = {
         "layers/dense/vars/0": numpy.ones((4, 6), "float32"),
         "layers/dense/vars/1": numpy.zeros(6, "float32"),
@@ -65,7 +65,7 @@ def test_a_checksum_is_of_the_weights_whatever_the_format(tmp_path):
     assert inspect_checkpoint(path).checksum != found[0]
 
 
-def test_a_checksum_is_of_names_shapes_and_dtypes_too(tmp_path):
+def test_the_checksum_depends_on_names_shapes_and_dtypes(tmp_path):
     zeros = numpy.zeros((2, 3), "float32")
     contents = [
         {"a/vars/0": zeros},
@@ -78,7 +78,7 @@ def test_a_checksum_is_of_names_shapes_and_dtypes_too(tmp_path):
     assert len(checksums) == 4
 
 
-def test_an_average_that_was_changed_afterwards_is_found_out(paths, tmp_path):
+def test_a_change_after_averaging_is_detected(paths, tmp_path):
     mean = tmp_path / "mean.weights.h5"
     average_checkpoints(paths, mean)
     assert "weights: unchanged since" in str(inspect_checkpoint(mean))
@@ -88,8 +88,8 @@ def test_an_average_that_was_changed_afterwards_is_found_out(paths, tmp_path):
 
 
 @pytest.mark.parametrize("swapped", [(0, 1), (4, 299)])
-def test_weights_in_another_order_are_changed(swapped, paths, tmp_path):
-    """Rows of one block, and of two."""
+def test_a_change_of_order_is_detected(swapped, paths, tmp_path):
+    """Of two rows in one block, and in two blocks."""
     mean = tmp_path / "mean.weights.h5"
     average_checkpoints(paths, mean)
     with h5py.File(mean, "a") as file:
@@ -99,8 +99,8 @@ def test_weights_in_another_order_are_changed(swapped, paths, tmp_path):
     assert "weights: CHANGED SINCE" in str(inspect_checkpoint(mean))
 
 
-def test_a_checksum_of_an_earlier_version_is_called_what_it_is(paths, tmp_path):
-    """It was the SHA-256 of sums of words, and does not see their order."""
+def test_a_checksum_of_an_earlier_version_is_reported_as_such(paths, tmp_path):
+    """It was the SHA-256 of sums of words, which do not depend on order."""
     mean = tmp_path / "mean.weights.h5"
     average_checkpoints(paths, mean)
     kernel = weights_files.read(mean)["a/vars/0"]
@@ -116,9 +116,9 @@ def test_a_checksum_of_an_earlier_version_is_called_what_it_is(paths, tmp_path):
     ]
     earlier = hashlib.sha256(json.dumps(kinds).encode() + words.tobytes())
     with h5py.File(mean, "a") as file:
-        kept = json.loads(file.attrs["keras_wavg"])
-        kept["checksum"] = earlier.hexdigest()
-        file.attrs["keras_wavg"] = json.dumps(kept)
+        saved = json.loads(file.attrs["keras_wavg"])
+        saved["checksum"] = earlier.hexdigest()
+        file.attrs["keras_wavg"] = json.dumps(saved)
     assert "unchanged since, or reordered" in str(inspect_checkpoint(mean))
     with h5py.File(mean, "a") as file:
         file["a/vars/1"][0] = 1
@@ -137,7 +137,7 @@ def test_a_checksum_of_an_earlier_version_is_called_what_it_is(paths, tmp_path):
         "null",
     ],
 )
-def test_provenance_of_another_make_is_not_believed(text, paths):
+def test_invalid_provenance_is_ignored(text, paths):
     with h5py.File(paths[0], "a") as file:
         file.attrs["keras_wavg"] = text
     found = inspect_checkpoint(paths[0])
@@ -145,7 +145,7 @@ def test_provenance_of_another_make_is_not_believed(text, paths):
     assert str(found)
 
 
-def test_distances_are_those_of_the_definition(paths):
+def test_distances_follow_the_definition(paths):
     found = diff_checkpoints(*paths)
     one, two = (weights_files.read(path)["a/vars/0"] for path in paths)
     apart = (one.astype("float64") - two).ravel()
@@ -155,16 +155,16 @@ def test_distances_are_those_of_the_definition(paths):
     assert distance.relative == pytest.approx(numpy.linalg.norm(apart) / norm)
     assert distance.largest == numpy.abs(apart).max()
     assert found.distances["b/vars/0"].euclidean == 0
-    assert not found.is_none
+    assert not found.weights_equal
 
 
-def test_a_file_is_at_no_distance_from_itself(paths):
+def test_a_file_equals_itself(paths):
     found = diff_checkpoints(paths[0], paths[0])
-    assert found.is_none
-    assert "the weights are the same" in str(found)
+    assert found.weights_equal
+    assert "the weights are equal" in str(found)
 
 
-def test_a_distance_from_nothing_is_infinite_in_relation(tmp_path, paths):
+def test_the_relative_distance_to_zeros_is_infinite(tmp_path, paths):
     other = weights_files.read(paths[0])
     other["a/vars/1"][0] = 1
     path = weights_files.write(tmp_path / "other.weights.h5", other)
@@ -180,7 +180,7 @@ def test_variables_that_do_not_match_are_named(tmp_path, paths):
     path = weights_files.write(tmp_path / "other.weights.h5", other)
     found = diff_checkpoints(paths[0], path)
     assert list(found.mismatches) == ["a/vars/1", "b/vars/0"]
-    assert not found.is_none
+    assert not found.weights_equal
     assert f"b/vars/0: only in {paths[0]}" in str(found)
 
 
@@ -188,14 +188,35 @@ def test_nan_is_a_difference(tmp_path, paths):
     other = weights_files.read(paths[0])
     other["a/vars/1"][0] = numpy.nan
     path = weights_files.write(tmp_path / "other.weights.h5", other)
-    assert not diff_checkpoints(paths[0], path).is_none
+    assert not diff_checkpoints(paths[0], path).weights_equal
 
 
-def test_differences_are_shown_with_the_names_of_layers(tmp_path):
-    """Where a file has a name that its path does not tell."""
+def test_differences_are_shown_with_layer_names(tmp_path):
+    """If the name is not part of the path."""
     arrays = {"layers/dense/vars/0": numpy.ones(3, "float32")}
     paths = weights_files.write_each(tmp_path, arrays, arrays)
     for path in paths:
         with h5py.File(path, "a") as file:
             file["layers/dense/vars"].attrs["name"] = "encoder_out"
     assert "layers/dense/vars/0 (encoder_out)" in str(diff_checkpoints(*paths))
+
+
+def test_reports_have_a_repr_of_one_line(paths, tmp_path):
+    mean = tmp_path / "mean.weights.h5"
+    report = average_checkpoints(paths, mean)
+    found, difference = inspect_checkpoint(mean), diff_checkpoints(*paths)
+    assert repr(report).startswith(f"AverageReport(output={str(mean)!r}, ")
+    assert "sources=2, averaged=2, copied=1, dropped=0" in repr(report)
+    assert repr(found).startswith(f"Inspection(path={str(mean)!r}, variables=3")
+    assert "is_unchanged=True" in repr(found)
+    assert repr(difference) == (
+        "Difference(weights_equal=False, compared=3, mismatches=0)"
+    )
+
+
+def test_a_progress_bar_is_shown_on_request(paths, capsys):
+    for verbose, is_shown in ((1, True), (0, False), ("auto", False)):
+        inspect_checkpoint(paths[0], verbose=verbose)
+        assert ("reading" in capsys.readouterr().err) == is_shown
+    with pytest.raises(ValueError, match="`verbose` must be 'auto', 0 or 1"):
+        inspect_checkpoint(paths[0], verbose="yes")

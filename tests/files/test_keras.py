@@ -1,4 +1,4 @@
-"""Keras loads what is made of the files that it saves."""
+"""Keras loads averages of the files that it saves."""
 
 import numpy
 import pytest
@@ -10,12 +10,12 @@ from keras_wavg import average_checkpoints, inspect_checkpoint
 
 
 def largest(model):
-    """The bytes of the largest weight: a shard must have room for it."""
+    """The bytes of the largest weight, which a shard must be able to hold."""
     return max(array.nbytes for array in model.get_weights())
 
 
 def save(model, path):
-    """All of a model, in several shards if there are to be any."""
+    """Save a model, in several shards if the format has them."""
     if path.suffix == ".keras":
         model.save(path)
     elif path.suffix == ".json":
@@ -27,7 +27,7 @@ def save(model, path):
 
 
 def random_weights(model, seed):
-    """Positive ones, as variances are."""
+    """Positive, as variances are."""
     rng = numpy.random.default_rng(seed)
     return [
         rng.uniform(0.1, 1, array.shape).astype(array.dtype)
@@ -35,20 +35,20 @@ def random_weights(model, seed):
     ]
 
 
-def saved(folder, model, suffix=".weights.h5", count=3):
-    """Files of a model with different weights, and these."""
+def saved(directory, model, suffix=".weights.h5", count=3):
+    """Files of a model with different weights, and these weights."""
     paths, weights = [], []
     for number in range(count):
         weights.append(random_weights(model, number))
         model.set_weights(weights[-1])
-        paths.append(save(model, folder / f"{number}{suffix}"))
+        paths.append(save(model, directory / f"{number}{suffix}"))
     return paths, weights
 
 
 def rounded_mean(weights):
     means = reference.mean(weights)
     return [
-        # NumPy has no way from float64 to bfloat16 that rounds only once.
+        # NumPy cannot convert float64 to bfloat16 with a single rounding.
         mean.astype("float32").astype(like.dtype)
         for mean, like in zip(means, weights[0], strict=True)
     ]
@@ -61,22 +61,22 @@ def test_files_of_every_format_are_averaged_into_every_format(
     model, loaded = models.compiled(models.dense()), models.fresh()
     checksums = []
     for suffix in SUFFIXES:
-        folder = tmp_path / suffix
-        folder.mkdir()
-        paths, weights = saved(folder, model, suffix)
+        directory = tmp_path / suffix
+        directory.mkdir()
+        paths, weights = saved(directory, model, suffix)
         checksums.append([inspect_checkpoint(p).checksum for p in paths])
         for target in SUFFIXES if suffix == ".keras" else SUFFIXES[:2]:
-            output = folder / f"mean{target}"
+            output = directory / f"mean{target}"
             average_checkpoints(paths, output)
             loaded.set_weights(weights[0])
             loaded.load_weights(output)
             assert equal(loaded.get_weights(), rounded_mean(weights))
-    # They are those of the weights, whatever the format.
+    # They depend only on the weights, not on the format.
     assert checksums == [checksums[0]] * 3
     assert len(set(checksums[0])) == 3
 
 
-def test_a_keras_file_comes_out_as_a_whole_model(models, tmp_path):
+def test_an_average_of_keras_files_is_a_complete_model(models, tmp_path):
     paths, weights = saved(
         tmp_path, models.compiled(models.batch_norm()), ".keras"
     )
@@ -91,11 +91,11 @@ def test_models_of_every_kind_are_averaged(models, tmp_path):
     for kind, build in models.KINDS.items():
         model = models.compiled(build())
         model(numpy.zeros((1, 4), "float32"))
-        folder = tmp_path / kind
-        folder.mkdir()
-        paths, weights = saved(folder, model)
-        report = average_checkpoints(paths, folder / "mean.weights.h5")
-        model.load_weights(folder / "mean.weights.h5")
+        directory = tmp_path / kind
+        directory.mkdir()
+        paths, weights = saved(directory, model)
+        report = average_checkpoints(paths, directory / "mean.weights.h5")
+        model.load_weights(directory / "mean.weights.h5")
         assert len(report.averaged) == len(weights[0]), kind
         assert equal(model.get_weights(), rounded_mean(weights)), kind
 
@@ -104,17 +104,19 @@ def test_weights_keep_their_dtype(models, tmp_path):
     dtypes = {"bfloat16": "bfloat16", "float16": "float16"}
     for policy, dtype in (dtypes | {"mixed_bfloat16": "float32"}).items():
         models.keras.config.set_dtype_policy(policy)
-        folder = tmp_path / policy
-        folder.mkdir()
+        directory = tmp_path / policy
+        directory.mkdir()
         model = models.compiled(models.dense())
-        paths, weights = saved(folder, model)
-        average_checkpoints(paths, folder / "mean.weights.h5")
-        model.load_weights(folder / "mean.weights.h5")
+        paths, weights = saved(directory, model)
+        average_checkpoints(paths, directory / "mean.weights.h5")
+        model.load_weights(directory / "mean.weights.h5")
         assert {str(array.dtype) for array in weights[0]} == {dtype}
         assert equal(model.get_weights(), rounded_mean(weights)), policy
 
 
-def test_the_optimizer_is_dropped_or_taken_from_the_last(models, tmp_path):
+def test_the_optimizer_is_dropped_or_copied_from_the_last_file(
+    models, tmp_path
+):
     def state(model):
         variables = model.optimizer.variables
         return [models.keras.ops.convert_to_numpy(v) for v in variables]
@@ -135,7 +137,7 @@ def test_the_optimizer_is_dropped_or_taken_from_the_last(models, tmp_path):
     assert equal(state(loaded), state(model))
 
 
-def test_the_state_of_a_running_average_is_dropped(models, tmp_path):
+def test_the_state_of_an_average_is_dropped(models, tmp_path):
     from keras_wavg import EMA
 
     model, ema = models.compiled(models.dense()), EMA(0.9)

@@ -1,4 +1,4 @@
-"""Folders of Orbax are averaged as files are, bit for bit and strictly."""
+"""Orbax checkpoints are averaged exactly and validated, as files are."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import sys
 import ml_dtypes
 import numpy
 import orbax_files
+import progress
 import pytest
 import weights_files
 from typer.testing import CliRunner
@@ -39,22 +40,22 @@ def arrays(seed, dtype="float32"):
 
 
 def mean(found, path):
-    """In a type with room, rounded once."""
+    """The mean in a wider type, rounded once."""
     wide = numpy.longdouble if found[0][path].dtype == "float64" else "float64"
     total = sum(each[path].astype(wide) for each in found)
     return (total / len(found)).astype(found[0][path].dtype)
 
 
-def same(one, two):
+def same(first, second):
     return (
-        one.dtype == two.dtype
-        and one.shape == two.shape
-        and one.tobytes() == two.tobytes()
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and first.tobytes() == second.tobytes()
     )
 
 
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
 
 
 @pytest.mark.parametrize("driver", ["zarr3", "zarr"])
@@ -63,7 +64,7 @@ def names_in(folder):
 @pytest.mark.parametrize(
     "dtype", ["float32", "float64", "float16", ml_dtypes.bfloat16]
 )
-def test_the_mean_is_that_in_float64_rounded_once(
+def test_the_mean_is_computed_in_a_wider_type_and_rounded_once(
     tmp_path, driver, packed, chunk, dtype
 ):
     given = [arrays(seed, dtype) for seed in range(3)]
@@ -94,10 +95,10 @@ def test_the_mean_of_copies_is_the_original(tmp_path):
     average_checkpoints(copies, tmp_path / "mean")
     got = orbax_files.read(tmp_path / "mean" / "6")
     assert all(same(got[path], given[path]) for path in given)
-    assert diff_checkpoints(first, tmp_path / "mean").is_none
+    assert diff_checkpoints(first, tmp_path / "mean").weights_equal
 
 
-def test_neither_the_order_nor_the_chunks_of_the_others_matter(tmp_path):
+def test_the_order_and_the_chunks_of_other_checkpoints_do_not_matter(tmp_path):
     given = [arrays(seed) for seed in range(3)]
     paths = [
         orbax_files.write(
@@ -118,7 +119,7 @@ def test_neither_the_order_nor_the_chunks_of_the_others_matter(tmp_path):
         assert source.checksum == inspect_checkpoint(path).checksum
 
 
-def test_chunks_larger_than_what_is_worked_on_at_once_are_exact(tmp_path):
+def test_chunks_larger_than_a_block_are_exact(tmp_path):
     shape = 1100, 5000  # 22 MB
     given = [
         {KERNEL: numpy.random.default_rng(seed).normal(size=shape)}
@@ -131,7 +132,7 @@ def test_chunks_larger_than_what_is_worked_on_at_once_are_exact(tmp_path):
     assert same(got[KERNEL], mean(given, KERNEL))
 
 
-def test_integers_are_those_of_the_last_or_refused(tmp_path):
+def test_integers_are_copied_from_the_last_checkpoint_or_refused(tmp_path):
     count = "non_trainable_variables/bn/count"
     table = "non_trainable_variables/dense/table"
     given = [
@@ -152,14 +153,16 @@ def test_integers_are_those_of_the_last_or_refused(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_the_state_of_the_optimizer_is_dropped_or_the_last_one(tmp_path):
+def test_the_state_of_the_optimizer_is_dropped_or_copied_from_the_last(
+    tmp_path,
+):
     paths = [
         orbax_files.write(
             tmp_path / "run" / str(seed),
             arrays(seed)
             | {
                 ITERATION: numpy.int32(seed),
-                # Their numbers differ between runs.
+                # The number differs between runs.
                 f"non_trainable_variables/seed_generator_{seed}"
                 "/seed_generator_state": numpy.full(2, seed, "uint32"),
                 "metrics_variables/loss/total": numpy.float32(seed),
@@ -180,7 +183,7 @@ def test_the_state_of_the_optimizer_is_dropped_or_the_last_one(tmp_path):
     assert got[ITERATION] == 2
 
 
-def test_weights_that_were_frozen_meanwhile_are_the_same_weights(tmp_path):
+def test_weights_that_were_frozen_later_are_the_same_weights(tmp_path):
     trained, frozen = arrays(0), arrays(1)
     frozen[f"non_{KERNEL}"] = frozen.pop(KERNEL)
     paths = orbax_files.write_each(tmp_path / "run", trained, frozen)
@@ -190,7 +193,7 @@ def test_weights_that_were_frozen_meanwhile_are_the_same_weights(tmp_path):
     assert same(got[f"non_{KERNEL}"], expected)
 
 
-def test_a_root_is_its_latest_step_or_the_steps_that_are_asked_for(tmp_path):
+def test_a_root_directory_means_its_latest_step_or_the_given_steps(tmp_path):
     root = tmp_path / "run"
     for step in (3, 20, 100):
         orbax_files.write(root / str(step), arrays(step))
@@ -206,7 +209,7 @@ def test_a_root_is_its_latest_step_or_the_steps_that_are_asked_for(tmp_path):
         average_checkpoints([root / "3"], tmp_path / "none", steps=[3])
 
 
-def test_a_step_is_added_to_a_folder_and_never_replaced_unasked(tmp_path):
+def test_a_step_is_added_to_a_root_directory(tmp_path):
     paths = orbax_files.write_each(tmp_path / "run", *map(arrays, range(3)))
     for count in (2, 3):
         average_checkpoints(paths[:count], tmp_path / "mean")
@@ -223,18 +226,18 @@ def test_a_step_is_added_to_a_folder_and_never_replaced_unasked(tmp_path):
     assert names_in(tmp_path / "mean") == ["1", "2", "77"]
 
 
-def test_a_folder_of_something_else_is_not_written_to(tmp_path):
+def test_an_output_that_is_not_an_orbax_directory_is_refused(tmp_path):
     paths = orbax_files.write_each(tmp_path / "run", arrays(0))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="one of Orbax"):
+        with pytest.raises(FileExistsError, match="an Orbax directory"):
             average_checkpoints(paths, tmp_path / "photos", overwrite=overwrite)
     with pytest.raises(ValueError, match="Choose another name"):
         average_checkpoints(paths, tmp_path / "run", overwrite=True)
-    with pytest.raises(ValueError, match="a file of Keras 2"):
+    with pytest.raises(ValueError, match="a Keras 2 file"):
         average_checkpoints(paths, tmp_path / "mean.h5")
-    with pytest.raises(FileNotFoundError, match="folder of `output`"):
+    with pytest.raises(FileNotFoundError, match="directory of `output"):
         average_checkpoints(paths, tmp_path / "no" / "mean")
 
 
@@ -259,36 +262,36 @@ def no_tree(step):
     (step / "pytree" / "_METADATA").unlink()
 
 
-def a_list(step):
+def list_as_metadata(step):
     (step / "_CHECKPOINT_METADATA").write_text("[]")
 
 
-def strange_tree(step):
+def invalid_tree(step):
     orbax_files.change_json(
         step / "pytree" / "_METADATA", tree_metadata={"a": 3}
     )
 
 
-def outside(step):
-    rename(step, "../../../evil")
+def name_of_a_parent(step):
+    rename_kernel(step, "../../../evil")
 
 
-def a_line(step):
-    rename(step, "a\nline")
+def name_with_a_newline(step):
+    rename_kernel(step, "a\nline")
 
 
-def rename(step, name):
+def rename_kernel(step, name):
     path = step / "pytree" / "_METADATA"
     path.write_text(path.read_text().replace("kernel", json.dumps(name)[1:-1]))
 
 
-def endless(step):
-    """A chunk of 4 TB, of which there is nothing."""
+def declare_huge_chunk(step):
+    """Declare a chunk of 4 TB that is not in the file."""
     path = step / "pytree" / KERNEL.replace("/", ".") / "zarr.json"
-    told = json.loads(path.read_text())
-    told["shape"] = [1 << 40]
-    told["chunk_grid"]["configuration"]["chunk_shape"] = [1 << 40]
-    path.write_text(json.dumps(told))
+    metadata = json.loads(path.read_text())
+    metadata["shape"] = [1 << 40]
+    metadata["chunk_grid"]["configuration"]["chunk_shape"] = [1 << 40]
+    path.write_text(json.dumps(metadata))
 
 
 def not_committed(step):
@@ -298,43 +301,43 @@ def not_committed(step):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (missing_chunk, "chunks"),
         (truncated_chunk, "tensorstore: "),
         (missing_array, "tensorstore: "),
         (bad_json, "not JSON"),
         (no_tree, "no _METADATA"),
-        (a_list, "not a dictionary"),
-        (strange_tree, "as Orbax writes it"),
-        (outside, "no variable has"),
-        (a_line, "no variable has"),
-        (not_committed, "to its end"),
+        (list_as_metadata, "not a dictionary"),
+        (invalid_tree, "as Orbax writes it"),
+        (name_of_a_parent, "not valid"),
+        (name_with_a_newline, "not valid"),
+        (not_committed, "not finished"),
     ],
 )
-def test_a_damaged_step_is_refused_in_one_line(tmp_path, damage, says):
+def test_a_damaged_step_is_refused_in_one_line(tmp_path, damage, message):
     paths = orbax_files.write_each(
         tmp_path / "run", arrays(0), arrays(1), packed=False
     )
     damage(paths[0])
     before = names_in(tmp_path)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         average_checkpoints(paths, tmp_path / "mean")
     assert "\n" not in str(caught.value)
     assert str(paths[0]) in str(caught.value)
     assert names_in(tmp_path) == before
 
 
-def test_a_chunk_for_which_there_is_no_memory_is_an_error(tmp_path):
+def test_a_chunk_larger_than_the_memory_is_an_error(tmp_path):
     (path,) = orbax_files.write_each(tmp_path / "run", arrays(0), packed=False)
-    endless(path)
+    declare_huge_chunk(path)
     with pytest.raises((ValueError, OSError)) as caught:
         average_checkpoints([path], tmp_path / "mean")
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path) == ["run"]
 
 
-def test_a_truncated_file_of_chunks_is_refused(tmp_path):
+def test_a_truncated_file_with_several_chunks_is_refused(tmp_path):
     paths = orbax_files.write_each(tmp_path / "run", arrays(0), arrays(1))
     for file in (paths[0] / "pytree" / "d").iterdir():
         file.write_bytes(file.read_bytes()[:-20])
@@ -343,11 +346,11 @@ def test_a_truncated_file_of_chunks_is_refused(tmp_path):
     assert not (tmp_path / "mean").exists()
 
 
-def test_a_step_that_is_still_written_is_refused(tmp_path):
+def test_an_unfinished_step_is_refused(tmp_path):
     (path,) = orbax_files.write_each(tmp_path / "run", arrays(0))
     unfinished = path.with_name("1.orbax-checkpoint-tmp-17")
     path.rename(unfinished)
-    with pytest.raises(ValueError, match="Take another step"):
+    with pytest.raises(ValueError, match="Choose another step"):
         average_checkpoints([unfinished], tmp_path / "mean")
 
 
@@ -363,7 +366,7 @@ def test_checkpoints_of_different_models_are_refused(tmp_path):
     assert same(got[MEAN], mean([arrays(0), other], MEAN))
 
 
-def test_nan_is_refused_by_the_path_of_its_variable(tmp_path):
+def test_nan_is_refused_with_the_path_of_its_variable(tmp_path):
     bad = arrays(1)
     bad[KERNEL][3, 4] = math.nan
     paths = orbax_files.write_each(tmp_path / "run", arrays(0), bad)
@@ -371,7 +374,7 @@ def test_nan_is_refused_by_the_path_of_its_variable(tmp_path):
         average_checkpoints(paths, tmp_path / "mean")
 
 
-def test_a_step_that_changes_while_it_is_read_is_refused(tmp_path):
+def test_a_step_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     paths = orbax_files.write_each(tmp_path / "run", arrays(0), arrays(1))
 
     def touch(done, total):
@@ -379,46 +382,47 @@ def test_a_step_that_changes_while_it_is_read_is_refused(tmp_path):
             paths[0] / "_CHECKPOINT_METADATA", metrics={"loss": 1}
         )
 
+    progress.report_to(touch, monkeypatch)
     with pytest.raises(ValueError, match="changed while it was read"):
-        average_checkpoints(paths, tmp_path / "mean", progress=touch)
+        average_checkpoints(paths, tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
 
 
-def test_files_and_folders_are_not_averaged_together(tmp_path):
+def test_files_and_orbax_checkpoints_are_not_averaged_together(tmp_path):
     (path,) = orbax_files.write_each(tmp_path / "run", arrays(0))
     file = weights_files.write(
         tmp_path / "a.weights.h5", {"layers/dense/vars/0": numpy.ones(3)}
     )
-    with pytest.raises(ValueError, match="all files or all folders"):
+    with pytest.raises(ValueError, match="all files or all Orbax"):
         average_checkpoints([file, path], tmp_path / "mean")
 
 
-def test_without_a_config_there_is_no_file(tmp_path):
+def test_a_file_is_not_written_without_a_config(tmp_path):
     (path,) = orbax_files.write_each(tmp_path / "run", arrays(0))
     with pytest.raises(ValueError, match="with weight 0"):
         average_checkpoints([path], tmp_path / "mean.weights.h5")
     assert names_in(tmp_path) == ["run"]
 
 
-def test_steps_are_chosen_by_number_metric_or_log(tmp_path):
+def test_steps_are_selected_by_number_metric_or_log(tmp_path):
     root = tmp_path / "run"
     for step, loss in enumerate([0.5, 0.3, 0.4]):
         orbax_files.write(
             root / str(step), arrays(step), metrics={"val_loss": loss}
         )
-    chosen = select_checkpoints(root, last=2)
-    assert [path.name for path in chosen] == ["1", "2"]
-    chosen = select_checkpoints(root, best=2)
-    assert [path.name for path in chosen] == ["1", "2"]
+    selected = select_checkpoints(root, last=2)
+    assert [path.name for path in selected] == ["1", "2"]
+    selected = select_checkpoints(root, best=2)
+    assert [path.name for path in selected] == ["1", "2"]
     log = tmp_path / "log.csv"
     log.write_text("epoch,val_loss\n0,0.1\n1,0.9\n2,0.2\n")
-    chosen = select_checkpoints(root, best=2, log=log)
-    assert [path.name for path in chosen] == ["0", "2"]
+    selected = select_checkpoints(root, best=2, csv_log=log)
+    assert [path.name for path in selected] == ["0", "2"]
     with pytest.raises(ValueError, match="has no accuracy"):
-        select_checkpoints(root, best=1, metric="accuracy")
+        select_checkpoints(root, best=1, monitor="accuracy")
 
 
-def test_snapshots_tell_their_time_by_the_step_of_the_optimizer(tmp_path):
+def test_the_time_of_a_snapshot_is_the_step_of_the_optimizer(tmp_path):
     paths = [
         orbax_files.write(
             tmp_path / "run" / str(step),
@@ -436,7 +440,7 @@ def test_snapshots_tell_their_time_by_the_step_of_the_optimizer(tmp_path):
     assert names_in(tmp_path / "mean") == ["30"]
 
 
-def test_a_soup_of_folders_is_the_best_of_them(tmp_path):
+def test_a_greedy_soup_of_orbax_checkpoints(tmp_path):
     paths = [
         orbax_files.write(
             tmp_path / "run" / str(step),
@@ -457,7 +461,7 @@ def test_a_soup_of_folders_is_the_best_of_them(tmp_path):
         greedy_soup(paths, score, tmp_path / "other", model=object())
 
 
-def test_the_command_line_takes_folders(tmp_path):
+def test_the_command_line_accepts_orbax_directories(tmp_path):
     root = tmp_path / "run"
     for step in (1, 2, 3):
         orbax_files.write(root / str(step), arrays(step))
@@ -480,9 +484,7 @@ def test_the_command_line_takes_folders(tmp_path):
     assert done.exit_code == 2
 
 
-def test_without_tensorstore_the_error_says_what_to_install(
-    tmp_path, monkeypatch
-):
+def test_an_error_names_tensorstore_to_install(tmp_path, monkeypatch):
     (path,) = orbax_files.write_each(tmp_path / "run", arrays(0))
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(ImportError, match=r"keras-wavg\[orbax\]"):
@@ -492,22 +494,22 @@ def test_without_tensorstore_the_error_says_what_to_install(
     assert "tensorstore" in done.output
 
 
-def files_in(folder):
-    """The bytes of each file of numbers."""
+def files_in(directory):
+    """The bytes of each file but the metadata of the step."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
         if path.is_file() and path.name != "_CHECKPOINT_METADATA"
     }
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_processes_write_what_one_alone_writes(tmp_path, count):
+def test_several_processes_write_the_same_files_as_one(tmp_path, count):
     given = [arrays(k) | {ITERATION: numpy.int32(k)} for k in range(3)]
     paths = orbax_files.write_each(
         tmp_path / "run", *given, chunks={KERNEL: (2, 5)}
     )
-    whole = average_checkpoints(paths, tmp_path / "one", optimizer="last")
+    alone = average_checkpoints(paths, tmp_path / "one", optimizer="last")
     for number in reversed(range(count)):
         assert not (tmp_path / "many" / "2").exists()
         report = average_checkpoints(
@@ -517,16 +519,16 @@ def test_processes_write_what_one_alone_writes(tmp_path, count):
             process=(number, count),
         )
         assert bool(report.checksum) == (number == 0)
-    assert report.checksum == whole.checksum
-    assert report.sources == whole.sources
+    assert report.checksum == alone.checksum
+    assert report.sources == alone.sources
     assert names_in(tmp_path / "many") == ["2"]
     assert files_in(tmp_path / "many" / "2") == files_in(tmp_path / "one" / "2")
 
 
-def test_a_share_that_is_done_again_completes_the_average(tmp_path):
+def test_a_process_can_be_repeated(tmp_path):
     paths = orbax_files.write_each(tmp_path / "run", arrays(0), arrays(1))
     average_checkpoints(paths, tmp_path / "mean", process=(0, 2))
-    # What is not whole is no checkpoint, and other inputs are another run.
+    # An incomplete output is not a checkpoint. Other inputs are another run.
     with pytest.raises(ValueError, match=r"mean"):
         inspect_checkpoint(tmp_path / "mean")
     average_checkpoints(paths[:1], tmp_path / "mean", process=(1, 2))
@@ -540,15 +542,15 @@ def test_a_share_that_is_done_again_completes_the_average(tmp_path):
 
 
 @pytest.mark.parametrize("process", [(2, 2), (-1, 2), 3, (0.5, 2), (0, 0)])
-def test_a_share_must_be_one_of_those_there_are(tmp_path, process):
+def test_an_invalid_process_is_refused(tmp_path, process):
     paths = orbax_files.write_each(tmp_path / "run", arrays(0))
     with pytest.raises(ValueError, match="`process"):
         average_checkpoints(paths, tmp_path / "mean", process=process)
 
 
-def test_files_are_not_shared(tmp_path):
+def test_several_processes_do_not_average_files(tmp_path):
     file = weights_files.write(
         tmp_path / "a.weights.h5", {"layers/dense/vars/0": numpy.ones(3)}
     )
-    with pytest.raises(ValueError, match="folders of Orbax in another"):
+    with pytest.raises(ValueError, match="requires Orbax checkpoints"):
         average_checkpoints([file], tmp_path / "b.weights.h5", process=(0, 2))

@@ -1,4 +1,4 @@
-"""Checkpoints on other machines are read and written by their URLs."""
+"""Remote checkpoints are read and written by URL."""
 
 import sys
 
@@ -24,32 +24,32 @@ IN_ORBAX = "trainable_variables/dense/kernel"
 
 @pytest.fixture
 def memory():
-    """A file system that stands for another machine."""
-    found = fsspec.filesystem("memory")
-    found.store.clear()
-    found.pseudo_dirs[:] = [""]
-    return found
+    """A file system in memory that represents a remote one."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+    return filesystem
 
 
 def values(seed, size=1000):
     return numpy.random.default_rng(seed).normal(size=size).astype("float32")
 
 
-def put(memory, folder, tmp_path, suffix, count=3):
-    """Checkpoints of each format, and their URLs."""
+def upload(memory, directory, tmp_path, suffix, count=3):
+    """Upload checkpoints of a format, and return their URLs."""
     for seed in range(count):
         arrays = {KERNEL: values(seed), "layers/dense/vars/1": values(9)}
         if suffix == "":
             arrays = {IN_ORBAX: values(seed)}
-            orbax_files.write(tmp_path / "made" / str(seed), arrays)
+            orbax_files.write(tmp_path / "local" / str(seed), arrays)
         else:
-            (tmp_path / "made").mkdir(exist_ok=True)
-            weights_files.write(tmp_path / "made" / f"{seed}{suffix}", arrays)
-    for file in (tmp_path / "made").rglob("*"):
+            (tmp_path / "local").mkdir(exist_ok=True)
+            weights_files.write(tmp_path / "local" / f"{seed}{suffix}", arrays)
+    for file in (tmp_path / "local").rglob("*"):
         if file.is_file():
-            name = file.relative_to(tmp_path / "made").as_posix()
-            memory.pipe_file(f"/{folder}/{name}", file.read_bytes())
-    return [f"memory://{folder}/{seed}{suffix}" for seed in range(count)]
+            name = file.relative_to(tmp_path / "local").as_posix()
+            memory.pipe_file(f"/{directory}/{name}", file.read_bytes())
+    return [f"memory://{directory}/{seed}{suffix}" for seed in range(count)]
 
 
 def mean(count=3):
@@ -57,8 +57,8 @@ def mean(count=3):
     return (total / count).astype("float32")
 
 
-def require_mean(urls, output):
-    """Average, and hold the file against NumPy."""
+def check_mean(urls, output):
+    """Average, and compare with NumPy."""
     report = average_checkpoints(urls, output)
     got = weights_files.read(output)
     assert numpy.array_equal(got[KERNEL], mean())
@@ -66,16 +66,18 @@ def require_mean(urls, output):
 
 
 @pytest.mark.parametrize("suffix", weights_files.SUFFIXES)
-def test_files_of_every_format_come_from_urls(memory, tmp_path, suffix):
-    urls = put(memory, "run", tmp_path, suffix)
-    report = require_mean(urls, tmp_path / f"mean{suffix}")
+def test_files_of_every_format_are_read_by_url(memory, tmp_path, suffix):
+    urls = upload(memory, "run", tmp_path, suffix)
+    report = check_mean(urls, tmp_path / f"mean{suffix}")
     assert [str(source.path) for source in report.sources] == urls
-    assert not diff_checkpoints(urls[0], tmp_path / f"mean{suffix}").is_none
+    assert not diff_checkpoints(
+        urls[0], tmp_path / f"mean{suffix}"
+    ).weights_equal
 
 
 @pytest.mark.parametrize("suffix", [*weights_files.SUFFIXES, ""])
-def test_what_is_written_to_a_url_is_there_as_a_whole(memory, tmp_path, suffix):
-    urls = put(memory, "run", tmp_path, suffix)
+def test_an_average_is_written_to_a_url(memory, tmp_path, suffix):
+    urls = upload(memory, "run", tmp_path, suffix)
     output = f"memory://out/mean{suffix}"
     report = average_checkpoints(urls, output)
     assert inspect_checkpoint(output).checksum == report.checksum
@@ -86,40 +88,40 @@ def test_what_is_written_to_a_url_is_there_as_a_whole(memory, tmp_path, suffix):
     assert memory.store == before
     average_checkpoints(urls[1:], output, overwrite=True)
     assert inspect_checkpoint(output).checksum != report.checksum
-    place = urls[0] if suffix else "memory://run"
+    source = urls[0] if suffix else "memory://run"
     with pytest.raises(ValueError, match="Choose another name"):
-        average_checkpoints(urls, place, overwrite=True)
+        average_checkpoints(urls, source, overwrite=True)
 
 
-def test_ranges_are_put_together_again(memory, tmp_path, monkeypatch):
+def test_files_are_copied_in_ranges(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_RANGE", 1000)
-    urls = put(memory, "run", tmp_path, ".weights.h5")
-    require_mean(urls, tmp_path / "mean.weights.h5")
+    urls = upload(memory, "run", tmp_path, ".weights.h5")
+    check_mean(urls, tmp_path / "mean.weights.h5")
 
 
-def test_a_server_without_ranges_is_read_as_a_whole(
+def test_a_server_that_ignores_ranges_is_supported(
     memory, tmp_path, monkeypatch
 ):
-    urls = put(memory, "run", tmp_path, ".weights.h5")
-    whole = type(memory).cat_file
+    urls = upload(memory, "run", tmp_path, ".weights.h5")
+    read_all = type(memory).cat_file
 
     def without_ranges(self, path, start=None, end=None, **kwargs):
-        return whole(self, path)
+        return read_all(self, path)
 
     monkeypatch.setattr(remote, "_RANGE", 1000)
     monkeypatch.setattr(type(memory), "cat_file", without_ranges)
-    require_mean(urls, tmp_path / "mean.weights.h5")
+    check_mean(urls, tmp_path / "mean.weights.h5")
 
 
 def test_a_file_that_changes_while_it_is_copied_is_refused(
     memory, tmp_path, monkeypatch
 ):
-    urls = put(memory, "run", tmp_path, ".weights.h5")
+    urls = upload(memory, "run", tmp_path, ".weights.h5")
     read = type(memory).cat_file
 
     def read_and_change(self, path, start=None, end=None, **kwargs):
         data = read(self, path, start=start, end=end)
-        self.pipe_file(path, read(self, path))  # the same, but later
+        self.pipe_file(path, read(self, path))  # equal bytes with a later time
         return data
 
     monkeypatch.setattr(type(memory), "cat_file", read_and_change)
@@ -129,7 +131,7 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(
 
 
 def test_errors_name_the_url(memory, tmp_path):
-    urls = put(memory, "run", tmp_path, ".weights.h5")
+    urls = upload(memory, "run", tmp_path, ".weights.h5")
     memory.pipe_file("/run/1.weights.h5", b"\x89HDF")
     with pytest.raises(ValueError, match=r"memory:.*run/1"):
         average_checkpoints(urls, tmp_path / "mean.weights.h5")
@@ -144,7 +146,7 @@ def test_errors_name_the_url(memory, tmp_path):
         inspect_checkpoint("memory://run/missing.weights.h5")
 
 
-def test_whatever_the_network_raises_is_one_line_of_an_os_error(
+def test_network_errors_become_an_os_error_of_one_line(
     memory, tmp_path, monkeypatch
 ):
     class NoCredentialsError(Exception):
@@ -154,7 +156,7 @@ def test_whatever_the_network_raises_is_one_line_of_an_os_error(
         message = "no credentials\nfor this"
         raise NoCredentialsError(message)
 
-    urls = put(memory, "run", tmp_path, ".keras")
+    urls = upload(memory, "run", tmp_path, ".keras")
     monkeypatch.setattr(type(memory), "info", info)
     with pytest.raises(OSError, match="no credentials for this"):
         average_checkpoints(urls, tmp_path / "mean.keras")
@@ -162,12 +164,12 @@ def test_whatever_the_network_raises_is_one_line_of_an_os_error(
     assert done.exit_code == 3
 
 
-def test_checkpoints_of_a_remote_folder_are_chosen(memory, tmp_path):
-    put(memory, "run", tmp_path, ".keras")
+def test_checkpoints_in_a_remote_directory_are_selected(memory, tmp_path):
+    upload(memory, "run", tmp_path, ".keras")
     chosen = select_checkpoints("memory://run", last=2)
     assert [path.name for path in chosen] == ["1.keras", "2.keras"]
     average_checkpoints(chosen, tmp_path / "mean.keras")
-    put(memory, "orbax", tmp_path / "orbax", "")
+    upload(memory, "orbax", tmp_path / "orbax", "")
     chosen = select_checkpoints("memory://orbax", last=2)
     assert [path.name for path in chosen] == ["1", "2"]
     report = average_checkpoints(
@@ -178,8 +180,8 @@ def test_checkpoints_of_a_remote_folder_are_chosen(memory, tmp_path):
     assert len(report.sources) == 3
 
 
-def test_the_command_line_takes_urls(memory, tmp_path):
-    urls = put(memory, "run", tmp_path, ".weights.h5")
+def test_the_command_line_accepts_urls(memory, tmp_path):
+    urls = upload(memory, "run", tmp_path, ".weights.h5")
     output = "memory://out/mean.weights.h5"
     done = CliRunner().invoke(app, ["average", *urls, "-o", output])
     assert done.exit_code == 0, done.output
@@ -188,9 +190,7 @@ def test_the_command_line_takes_urls(memory, tmp_path):
     assert done.exit_code == 3
 
 
-def test_without_the_packages_the_error_says_what_to_install(
-    tmp_path, monkeypatch
-):
+def test_an_error_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "upath", None)
     with pytest.raises(ImportError, match=r"keras-wavg\[remote\]"):
         inspect_checkpoint("s3://bucket/a.keras")

@@ -1,4 +1,4 @@
-"""What can go wrong on one backend alone."""
+"""Behavior that is specific to one backend."""
 
 import logging
 
@@ -11,12 +11,14 @@ from models import BATCH, compiled, data, equal
 
 from keras_wavg import EMA
 
-on_jax = pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX's own")
+on_jax = pytest.mark.skipif(
+    keras.config.backend() != "jax", reason="specific to JAX"
+)
 on_torch = pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="torch's own"
+    keras.config.backend() != "torch", reason="specific to torch"
 )
 on_tensorflow = pytest.mark.skipif(
-    keras.config.backend() != "tensorflow", reason="TensorFlow's own"
+    keras.config.backend() != "tensorflow", reason="specific to TensorFlow"
 )
 X, Y = data(5)
 
@@ -34,7 +36,7 @@ def fit(model, *callbacks, epochs=1, **options):
 
 
 @on_jax
-def test_the_private_and_the_public_way_to_jax_weights_give_the_same(
+def test_averages_on_jax_are_equal_with_and_without_private_state(
     monkeypatch,
 ):
     module = pytest.importorskip("keras_wavg.averages.jax")
@@ -48,9 +50,9 @@ def test_the_private_and_the_public_way_to_jax_weights_give_the_same(
         return ema.get_weights()
 
     calls = []
-    attach = module.attach_weights
+    attach = module.sync_weights
     monkeypatch.setattr(
-        module, "attach_weights", lambda m: (calls.append(m), attach(m))
+        module, "sync_weights", lambda m: (calls.append(m), attach(m))
     )
     private = train()
     assert not calls
@@ -60,25 +62,25 @@ def test_the_private_and_the_public_way_to_jax_weights_give_the_same(
 
 
 @on_jax
-def test_swaps_do_not_make_jax_compile_a_step_again(caplog):
-    """A committed array in a variable would make a new program of the step."""
+def test_swaps_do_not_recompile_the_training_step_on_jax(caplog):
+    """A committed array in a variable would cause a compilation."""
     import jax
 
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         options = {"epochs": 3, "validation_data": (X, Y)}
         fit(compiled(models.batch_norm()), EMA(0.9123), **options)
-    compiled_now = [
+    messages = [
         r.message
         for r in caplog.records
         if "Finished XLA compilation" in r.message
     ]
     for name in ("train_step", "test_step", "update"):
-        assert sum(f"jit({name})" in text for text in compiled_now) == 1, name
+        assert sum(f"jit({name})" in text for text in messages) == 1, name
 
 
 @on_torch
 def test_a_transposed_torch_parameter_is_averaged_element_by_element():
-    """The fused kernel walks memory, not indices."""
+    """The fused kernel reads memory in order and ignores strides."""
     import torch
 
     layer = keras.layers.Dense(3)
@@ -93,8 +95,8 @@ def test_a_transposed_torch_parameter_is_averaged_element_by_element():
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_torch_averages_stay_on_their_device_whatever_keras_prefers(device):
-    """The meta device computes nothing: what came to it would be lost."""
+def test_torch_averages_stay_on_their_device_in_any_device_scope(device):
+    """The meta device has no data: values moved there would be lost."""
     if keras.config.backend() != "torch":
         pytest.skip("other backends follow the arrays")
     model, ema = models.dense(), EMA(0.9, device=device)
@@ -110,13 +112,13 @@ def test_torch_averages_stay_on_their_device_whatever_keras_prefers(device):
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_a_step_is_updated_without_reading_anything_back(device, monkeypatch):
-    """Between two epochs the host learns nothing from the device."""
+def test_an_update_reads_no_value_back_from_the_device(device, monkeypatch):
+    """Reading a value would make the host wait for the device."""
     if device == "cpu" and keras.config.backend() == "jax":
         import jax
 
         if jax.devices()[0].platform != "cpu":
-            pytest.skip("between two platforms JAX goes through the host")
+            pytest.skip("JAX copies between platforms through the host")
     read_back = []
     monkeypatch.setattr(
         keras.ops, "convert_to_numpy", lambda *_: read_back.append("numpy")
@@ -127,7 +129,7 @@ def test_a_step_is_updated_without_reading_anything_back(device, monkeypatch):
         import jax.numpy as jnp
 
         ema.update()
-        # Every conversion of a JAX array to a Python or NumPy value asks here.
+        # Every conversion of a JAX array to a Python or NumPy value reads this.
         array = type(jnp.zeros(()))
         value = array._value
         monkeypatch.setattr(
@@ -163,9 +165,7 @@ def test_a_step_is_updated_without_reading_anything_back(device, monkeypatch):
 
 
 @on_tensorflow
-def test_a_file_that_is_loaded_again_compiles_nothing_again(
-    tmp_path, monkeypatch
-):
+def test_loading_a_file_does_not_recompile_the_update(tmp_path, monkeypatch):
     import tensorflow as tf
 
     ema, model = EMA(0.9), compiled(models.dense())

@@ -1,4 +1,4 @@
-"""Statistics of `BatchNormalization` are those of the data, and only they."""
+"""`update_bn` measures statistics on the data, and changes nothing else."""
 
 from collections.abc import Iterator
 
@@ -12,18 +12,18 @@ from keras_wavg import batchnorm
 from keras_wavg.batchnorm import Measurement, update_bn
 
 backend = keras.config.backend()
-on_jax = pytest.mark.skipif(backend != "jax", reason="how JAX distributes")
+on_jax = pytest.mark.skipif(backend != "jax", reason="specific to JAX")
 on_tensorflow = pytest.mark.skipif(
-    backend != "tensorflow", reason="what only TensorFlow has"
+    backend != "tensorflow", reason="specific to TensorFlow"
 )
-on_torch = pytest.mark.skipif(backend != "torch", reason="what only torch has")
+on_torch = pytest.mark.skipif(backend != "torch", reason="specific to torch")
 
 RNG = numpy.random.default_rng(7)
-# 70 samples in batches of 16: four whole ones and one of 6.
+# 70 samples in batches of 16: four full batches and one of 6.
 X = RNG.normal([0, 1, -1, 0.5], [1, 0.5, 2, 0.7], (70, 4)).astype("float32")
 Y = X[:, :1]
 WEIGHTS = RNG.uniform(0.5, 1.0, size=70).astype("float32")
-WHOLE = X[:32], Y[:32]
+FULL_BATCHES = X[:32], Y[:32]
 TOKENS = numpy.where(
     numpy.arange(6) < RNG.integers(1, 7, size=(70, 1)),
     RNG.integers(1, 9, size=(70, 6)),
@@ -55,7 +55,7 @@ def statistics(model):
 
 
 def all_variables(model):
-    """All that training knows: weights, seeds, optimizer, metrics."""
+    """The variables of weights, seeds, optimizer and metrics."""
     optimizer = getattr(model, "optimizer", None)
     return [
         *model.variables,
@@ -64,9 +64,9 @@ def all_variables(model):
     ]
 
 
-def others(model):
-    """All of them but the statistics."""
-    known = {
+def other_values(model):
+    """The values of all variables except the statistics."""
+    excluded = {
         id(variable)
         for layer in normalizations(model)
         for variable in (layer.moving_mean, layer.moving_variance)
@@ -74,14 +74,14 @@ def others(model):
     return [
         ops.convert_to_numpy(variable)
         for variable in all_variables(model)
-        if id(variable) not in known
+        if id(variable) not in excluded
     ]
 
 
 def error(received, expected):
-    """The largest one, relative to the number, or to the deviation if larger.
+    """The largest relative error of alternating means and variances.
 
-    Both are means and variances in turn.
+    That of a mean is relative to the standard deviation if it is larger.
     """
     received, expected = (
         [numpy.asarray(array, "float64") for array in arrays]
@@ -94,14 +94,14 @@ def error(received, expected):
         scale = numpy.maximum(abs(mean), variance**0.5)
         errors.append(abs(received[i] - mean) / scale)
         errors.append(abs(received[i + 1] - variance) / variance)
-    # NaN is the maximum for NumPy, and not for Python.
+    # `numpy.max` returns NaN if there is one, Python's `max` may not.
     return numpy.max([array.max() for array in errors])
 
 
 class Measured:
     """A model whose pass over data is compiled once for many tests.
 
-    `update_bn` makes a `Measurement`, updates it, and forgets it.
+    `update_bn` creates a `Measurement` that it discards after one update.
     """
 
     def __init__(self, model):
@@ -112,7 +112,7 @@ class Measured:
         self.measurement.update(data, **DEFAULTS | options)
 
     def statistics(self, data=X, before=numpy.nan, **options):
-        """What is measured, where some number or NaN has been before."""
+        """The measured statistics, after they were set to `before`."""
         for layer in normalizations(self.model):
             for variable in (layer.moving_mean, layer.moving_variance):
                 variable.assign(ops.full(variable.shape, before))
@@ -130,8 +130,8 @@ def batches(x, size=16):
 # What is measured
 
 
-def only(shape=(4,), **options):
-    """One normalization of the inputs themselves."""
+def normalization_only(shape=(4,), **options):
+    """A model that only normalizes its inputs."""
     return keras.Sequential(
         [keras.Input(shape), layers.BatchNormalization(**options)]
     )
@@ -145,17 +145,17 @@ FAR = (RNG.normal(size=(70, 4)) + 1000).astype("float32")
 
 @pytest.fixture(scope="module")
 def plain():
-    return Measured(only())
+    return Measured(normalization_only())
 
 
 @pytest.mark.parametrize("x", [X, SORTED, FAR], ids=range(3))
-def test_the_first_layer_gets_the_moments_of_all_the_data(plain, x):
+def test_the_first_layer_has_the_moments_of_all_the_data(plain, x):
     rows = x.astype("float64")
     assert error(plain.statistics(x), [rows.mean(0), rows.var(0)]) < 1e-6
 
 
-def test_images_have_moments_of_each_channel_and_lose_no_digits():
-    images = Measured(only((None, None, 3)))
+def test_the_statistics_of_images_are_exact_for_each_channel():
+    images = Measured(normalization_only((None, None, 3)))
     rng = numpy.random.default_rng(0)
     several = rng.normal(size=(20, 9, 8, 3)).astype("float32") ** 2
     long = rng.random((16, 96, 96, 3)).astype("float32")
@@ -164,13 +164,13 @@ def test_images_have_moments_of_each_channel_and_lose_no_digits():
         assert error(images.statistics(x), [rows.mean(0), rows.var(0)]) < 1e-6
 
 
-def test_sorted_data_is_where_the_mean_of_batches_is_wrong(plain):
+def test_the_mean_of_batch_variances_is_wrong_for_sorted_data(plain):
     _, received = plain.statistics(SORTED, variance="batch_mean")
     variance = SORTED.astype("float64").var(axis=0)
     assert (received < 0.8 * variance).any()
 
 
-def test_neither_order_nor_batches_of_the_data_matter(plain):
+def test_the_order_and_the_batch_size_of_the_data_do_not_matter(plain):
     expected = plain.statistics(X)
     mixed = X[numpy.random.default_rng(0).permutation(70)]
     assert error(plain.statistics(mixed), expected) < 1e-6
@@ -180,7 +180,7 @@ def test_neither_order_nor_batches_of_the_data_matter(plain):
 
 
 def deep():
-    """Two normalizations, and noise that is to be off."""
+    """A model with two normalizations, and noise that must be inactive."""
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
@@ -201,7 +201,7 @@ def deep():
 
 
 def naive(model, rule="population"):
-    """The definition, in float64."""
+    """The statistics by definition, in float64."""
     kernel, bias, gamma, beta, kernel_2, bias_2 = (
         ops.convert_to_numpy(variable).astype("float64")
         for variable in model.trainable_variables[:6]
@@ -228,19 +228,19 @@ def net():
 
 
 @pytest.mark.parametrize("rule", ["population", "batch_mean"])
-def test_a_deep_net_is_measured_as_defined(net, rule):
+def test_the_statistics_of_a_deep_model_equal_their_definition(net, rule):
     expected = naive(net.model, rule)
     assert error(net.statistics(variance=rule), expected) < 1e-6
 
 
-def test_what_the_statistics_were_before_plays_no_role(net):
+def test_the_previous_statistics_do_not_matter(net):
     first, second = (net.statistics(before=value) for value in (7, numpy.nan))
     assert equal(first, second)
 
 
 @on_torch
 @pytest.mark.parametrize("size", [16, 35])
-def test_batch_mean_is_what_torch_measures(net, size):
+def test_batch_mean_equals_update_bn_of_torch(net, size):
     import torch
 
     kernel, bias, gamma, beta, kernel_2, bias_2 = (
@@ -268,7 +268,7 @@ def test_batch_mean_is_what_torch_measures(net, size):
     assert error(received, expected) < 1e-5
 
 
-# Data of every kind
+# Kinds of data
 
 
 class Batches(keras.utils.PyDataset):
@@ -332,13 +332,13 @@ KINDS_OF_DATA = [
 
 
 def options_for(kind):
-    """Only arrays are to be cut into batches."""
+    """Only arrays are split into batches."""
     return {"batch_size": 16 if kind in KINDS_OF_DATA[:4] else None}
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_DATA, ids=lambda kind: kind.__name__)
 @pytest.mark.filterwarnings("error:Your input ran out of data")
-def test_data_of_every_kind_gives_the_same(net, kind):
+def test_all_kinds_of_data_give_the_same_statistics(net, kind):
     received = net.statistics(kind(), **options_for(kind))
     assert error(received, naive(net.model)) < 1e-6
 
@@ -348,19 +348,19 @@ def test_data_of_every_kind_gives_the_same(net, kind):
     [arrays, py_dataset, generator, data_loader, tf_data],
     ids=lambda kind: kind.__name__,
 )
-def test_steps_take_the_first_batches(plain, kind):
+def test_steps_limits_the_data_to_the_first_batches(plain, kind):
     expected = plain.statistics(X[:48])
     received = plain.statistics(kind(), steps=3, **options_for(kind))
     assert error(received, expected) < 1e-6
 
 
-def test_arrays_come_in_batches_of_32_whatever_the_steps(plain):
+def test_arrays_are_split_into_batches_of_32_by_default(plain):
     expected = plain.statistics(X[:32])
     received = plain.statistics(X, steps=1, batch_size=None)
     assert error(received, expected) < 1e-6
 
 
-def test_data_without_end_is_measured_for_some_steps(plain):
+def test_endless_data_is_read_for_the_given_number_of_steps(plain):
     def endless():
         while True:
             yield from batches((X, Y))
@@ -377,7 +377,7 @@ def two_inputs():
     return keras.Model({"first": first, "y": second}, normal)
 
 
-def test_several_inputs_are_given_as_dictionary_or_list():
+def test_several_inputs_may_be_a_dict_or_a_list():
     two = Measured(two_inputs())
     by_name = two.statistics({"first": X, "y": Y})
     both = numpy.concatenate([X, Y], axis=1).astype("float64")
@@ -385,7 +385,7 @@ def test_several_inputs_are_given_as_dictionary_or_list():
     assert equal(two.statistics([X, Y]), by_name)
 
 
-# Models of every kind
+# Kinds of models
 
 
 def dense(units=4, **options):
@@ -405,8 +405,8 @@ def nested():
     return keras.Model(inputs, layers.Dense(1)(hidden))
 
 
-def one_dimension_less(channels=4, **options):
-    """A normalization of channels that are not last."""
+def channels_first(channels=4, **options):
+    """A model with a normalization of channels that are not the last axis."""
     return keras.Sequential(
         [
             keras.Input((4,)),
@@ -431,7 +431,7 @@ class Block(layers.Layer):
 
 
 class Blocks(keras.Model):
-    """Blocks in a list, and no `training` in any `call`."""
+    """Blocks in a list, without a `training` argument of `call`."""
 
     def __init__(self):
         super().__init__()
@@ -451,7 +451,7 @@ def subclassed():
 
 
 def masked():
-    """The mask of an embedding goes through two normalizations."""
+    """A model in which a mask passes through two normalizations."""
     return keras.Sequential(
         [
             keras.Input((6,), dtype="int32"),
@@ -467,7 +467,7 @@ def with_policy(policy):
     def build():
         keras.config.set_dtype_policy(policy)
         try:
-            return one_dimension_less()
+            return channels_first()
         finally:
             keras.config.set_dtype_policy("float32")
 
@@ -475,7 +475,7 @@ def with_policy(policy):
 
 
 KINDS_OF_MODELS = {
-    "axis_1": one_dimension_less,
+    "axis_1": channels_first,
     "subclassed": subclassed,
     "masked": masked,
     "mixed_float16": with_policy("mixed_float16"),
@@ -485,7 +485,7 @@ KINDS_OF_MODELS = {
 
 
 def by_keras(model, x):
-    """What Keras' own training sees of each batch, put together."""
+    """The statistics that Keras computes for each batch in training."""
     seen = []
     momenta = [layer.momentum for layer in normalizations(model)]
     for layer in normalizations(model):
@@ -498,7 +498,7 @@ def by_keras(model, x):
     return seen
 
 
-def put_together(seen, counts):
+def pooled(seen, counts):
     counts = numpy.array([*counts], "float64")[:, None]
     counts /= counts.sum()
     together = []
@@ -513,11 +513,11 @@ def put_together(seen, counts):
 
 @pytest.mark.parametrize("kind", KINDS_OF_MODELS)
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
-def test_models_of_every_kind_see_what_keras_sees_in_training(kind):
+def test_the_statistics_are_those_that_keras_computes_in_training(kind):
     keras.utils.set_random_seed(1)
     model = KINDS_OF_MODELS[kind]()
     x = (TOKENS if kind == "masked" else X)[:22]
-    expected = put_together(
+    expected = pooled(
         by_keras(model, x),
         [
             (batch > 0).sum() if kind == "masked" else len(batch)
@@ -532,10 +532,10 @@ def test_models_of_every_kind_see_what_keras_sees_in_training(kind):
         assert dtypes == {"float32"}
 
 
-def test_a_model_is_measured_however_it_is_compiled():
+def test_a_model_is_measured_with_each_compile_option():
     keras.utils.set_random_seed(1)
     model, x = nested(), X[:22]
-    expected = put_together(by_keras(model, x), map(len, batches(x)))
+    expected = pooled(by_keras(model, x), map(len, batches(x)))
     update(model, x)
     assert error(statistics(model), expected) < 1e-5
     for options in [
@@ -549,8 +549,8 @@ def test_a_model_is_measured_however_it_is_compiled():
         assert error(received, expected) < 1e-5
 
 
-def test_frozen_layers_keep_their_statistics_and_normalize_by_them():
-    frozen = only(trainable=False)
+def test_frozen_layers_keep_and_use_their_statistics():
+    frozen = normalization_only(trainable=False)
     frozen.layers[0].moving_mean.assign([1.0, 2.0, 3.0, 4.0])
     model = keras.Sequential(
         [keras.Input((4,)), frozen, layers.BatchNormalization()]
@@ -563,10 +563,10 @@ def test_frozen_layers_keep_their_statistics_and_normalize_by_them():
     assert error(statistics(model)[2:], expected) < 1e-6
 
 
-def test_shared_layers_and_models_count_each_of_their_calls():
+def test_shared_layers_are_measured_over_all_of_their_calls():
     inputs = keras.Input((4,))
     layer, of_time_steps = (layers.BatchNormalization() for _ in range(2))
-    inner = only()
+    inner = normalization_only()
     in_steps = layers.Reshape((2, 2))(inputs)
     outputs = [
         layer(inputs),
@@ -592,16 +592,16 @@ def test_masked_elements_are_not_counted():
     )
     x = RNG.normal(size=(70, 6, 2)).astype("float32")
     x[TOKENS == 0] = 0
-    x[16:32] = 0  # all of a batch
+    x[16:32] = 0  # a whole batch
     update(model, x)
     rows = x.astype("float64")[x.any(axis=-1)]
     assert error(statistics(model), [rows.mean(0), rows.var(0)]) < 1e-6
 
 
-def test_renormalization_has_all_its_statistics_measured():
+def test_all_statistics_of_renormalization_are_measured():
     if "renorm" not in layers.BatchNormalization().get_config():
         pytest.skip("this Keras has no renormalization")
-    model = only(renorm=True)
+    model = normalization_only(renorm=True)
     layer = model.layers[0]
     for variable in layer.non_trainable_variables:
         variable.assign(ops.full(variable.shape, numpy.nan))
@@ -617,7 +617,7 @@ def test_renormalization_has_all_its_statistics_measured():
         assert numpy.allclose(stored, stddev, rtol=1e-6)
 
 
-# Everything else is as it was
+# What does not change
 
 
 def trained():
@@ -628,9 +628,9 @@ def trained():
 
 
 def fit(model, *callbacks, **options):
-    """Whole batches only: another size would be compiled anew."""
+    """Train on full batches: another size would be compiled again."""
     return model.fit(
-        *WHOLE,
+        *FULL_BATCHES,
         batch_size=16,
         shuffle=False,
         verbose=0,
@@ -640,13 +640,13 @@ def fit(model, *callbacks, **options):
 
 
 @pytest.fixture(scope="module")
-def one_trained():
-    """For tests that leave it as a trained model."""
+def trained_net():
+    """A trained model, which several tests share."""
     return Measured(trained())
 
 
-def never_measured(model):
-    """A twin that has been trained as far."""
+def copy_of_trained(model):
+    """A new model with all variables of a trained one."""
     other = trained()
     for variable, value in zip(all_variables(other), state(model), strict=True):
         variable.assign(value)
@@ -664,12 +664,12 @@ def settings(model):
     ]
 
 
-def test_nothing_but_the_statistics_changes(one_trained):
-    model = one_trained.model
-    before, layout = others(model), settings(model)
+def test_only_the_statistics_change(trained_net):
+    model = trained_net.model
+    before, layout = other_values(model), settings(model)
     variables, function = [*map(id, model.variables)], model.train_function
-    update(model, WHOLE)
-    assert equal(others(model), before)
+    update(model, FULL_BATCHES)
+    assert equal(other_values(model), before)
     assert settings(model) == layout
     assert [*map(id, model.variables)] == variables
     assert model.train_function is function
@@ -678,10 +678,10 @@ def test_nothing_but_the_statistics_changes(one_trained):
         assert isinstance(layer.moving_mean, keras.Variable)
 
 
-def test_training_goes_on_as_if_the_statistics_had_been_assigned(one_trained):
-    model, by_hand = one_trained.model, never_measured(one_trained.model)
+def test_training_continues_as_after_assigning_the_statistics(trained_net):
+    model, by_hand = trained_net.model, copy_of_trained(trained_net.model)
     assert equal(state(model), state(by_hand))
-    update(model, WHOLE)
+    update(model, FULL_BATCHES)
     for variable, value in zip(
         [
             v
@@ -697,13 +697,13 @@ def test_training_goes_on_as_if_the_statistics_had_been_assigned(one_trained):
     assert equal(state(model), state(by_hand))
 
 
-def test_a_second_pass_gives_the_same_to_the_last_bit(one_trained):
-    first = one_trained.statistics(WHOLE)
-    assert equal(one_trained.statistics(WHOLE), first)
+def test_a_second_pass_gives_bitwise_equal_statistics(trained_net):
+    first = trained_net.statistics(FULL_BATCHES)
+    assert equal(trained_net.statistics(FULL_BATCHES), first)
 
 
 class Inside(keras.callbacks.Callback):
-    """Measures at some places in `fit`."""
+    """Measures in some hooks of `fit`."""
 
     def __init__(self, *places, model=None):
         super().__init__()
@@ -714,7 +714,7 @@ class Inside(keras.callbacks.Callback):
     def measure(self, place):
         if place not in self.places:
             return
-        update(self.closed_over or self.model, WHOLE)
+        update(self.closed_over or self.model, FULL_BATCHES)
         weights = self.model.trainable_variables
         values = [ops.convert_to_numpy(variable) for variable in weights]
         self.seen.append((values, statistics(self.model)))
@@ -729,15 +729,15 @@ class Inside(keras.callbacks.Callback):
         self.measure("end")
 
 
-def test_it_can_be_called_inside_fit(one_trained):
-    model, alone = one_trained.model, never_measured(one_trained.model)
+def test_update_bn_can_be_called_in_the_hooks_of_fit(trained_net):
+    model, alone = trained_net.model, copy_of_trained(trained_net.model)
     inside = Inside(1, "end")
-    # JAX's trainer keeps the weights elsewhere until it is asked for its model.
+    # The JAX trainer keeps the weights elsewhere until `self.model` is read.
     closed_over = Inside(0, "validation", model=model)
     fit(model, closed_over, inside, validation_data=(X[:16], Y[:16]))
     fit(alone)
     metrics = len(model.metrics_variables)
-    assert equal(others(model)[:-metrics], others(alone)[:-metrics])
+    assert equal(other_values(model)[:-metrics], other_values(alone)[:-metrics])
     assert equal(statistics(model), inside.seen[-1][1])
     fresh = Measured(deep())
     for weights, received in closed_over.seen + inside.seen:
@@ -745,11 +745,11 @@ def test_it_can_be_called_inside_fit(one_trained):
             fresh.model.trainable_variables, weights, strict=True
         ):
             variable.assign(value)
-        assert error(received, fresh.statistics(WHOLE)) < 1e-6
+        assert error(received, fresh.statistics(FULL_BATCHES)) < 1e-6
     assert len(closed_over.seen) == len(inside.seen) == 2
 
 
-# Again and again
+# Repeated measurements
 
 
 class Counting(Blocks):
@@ -779,15 +779,15 @@ def test_a_measurement_is_compiled_once():
     assert equal(statistics(model), received)
 
 
-def test_a_measurement_goes_on_after_an_error():
+def test_a_measurement_works_after_an_error():
     net = Measured(deep())
-    for data in (X[:, :3], fails_at(3, KeyError("my own"))):
-        with pytest.raises(Exception, match=r"called on|my own"):
+    for data in (X[:, :3], fails_at(3, KeyError("no such batch"))):
+        with pytest.raises(Exception, match=r"must accept|no such batch"):
             net.update(data, batch_size=None)
     assert error(net.statistics(), naive(net.model)) < 1e-6
 
 
-def test_a_measurement_knows_its_model_and_what_it_assigns():
+def test_a_measurement_is_of_one_model_and_its_trainable_layers():
     model, other = nested(), nested()
     measurement = Measurement(model)
     assert measurement.is_of(model)
@@ -801,7 +801,7 @@ def test_a_measurement_knows_its_model_and_what_it_assigns():
 
 
 @pytest.mark.parametrize("options", [{"run_eagerly": True}, {}], ids=str)
-def test_a_measurement_is_as_the_model_is_compiled(options):
+def test_a_measurement_is_outdated_after_the_model_is_compiled(options):
     model = nested()
     measurement = Measurement(model)
     model.compile("sgd", "mse", **options)
@@ -819,27 +819,27 @@ def fails_at(index, exception):
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_an_error_of_the_data_leaves_the_model_as_it_was(one_trained, index):
-    model = one_trained.model
+def test_an_error_of_the_data_does_not_change_the_model(trained_net, index):
+    model = trained_net.model
     before = state(model)
-    data = fails_at(index, KeyError("my own"))
-    with pytest.raises(Exception, match="my own") as caught:
-        one_trained.update(data, batch_size=None)
-    # TensorFlow makes an error of its own of those of a generator in mid-data.
+    data = fails_at(index, KeyError("no such batch"))
+    with pytest.raises(Exception, match="no such batch") as caught:
+        trained_net.update(data, batch_size=None)
+    # TensorFlow converts errors of a generator after its first batch.
     assert backend == "tensorflow" or caught.type is KeyError
     assert equal(state(model), before)
     assert numpy.isfinite(fit(model).history["loss"]).all()
 
 
 @pytest.mark.parametrize("where", ["on_predict_batch_end", "assign"])
-def test_an_interrupt_leaves_the_model_as_it_was(
-    one_trained, where, monkeypatch
+def test_an_interrupt_does_not_change_the_model(
+    trained_net, where, monkeypatch
 ):
-    model = one_trained.model
+    model = trained_net.model
     before = state(model)
     target = normalizations(model)[1].moving_variance
     if where != "assign":
-        target = batchnorm.measurement._AtLeast
+        target = batchnorm.measurement._RequireBatches
     original = getattr(target, where)
 
     def interrupt(*_, **__):
@@ -848,7 +848,7 @@ def test_an_interrupt_leaves_the_model_as_it_was(
 
     monkeypatch.setattr(target, where, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        one_trained.update(WHOLE)
+        trained_net.update(FULL_BATCHES)
     assert equal(state(model), before)
     assert numpy.isfinite(fit(model).history["loss"]).all()
 
@@ -865,16 +865,16 @@ def test_an_interrupt_leaves_the_model_as_it_was(
         ),
         (X, {"variance": "b"}, "`variance` must be .* Received: variance='b'"),
         (X, {"variance": None}, "`variance` must be .* variance=None"),
-        (X[:, :3], {}, r"batches that the model can .* shape \(16, 3\)"),
-        ({"a": X, "b": X}, {}, r"called on. .* \{'a': \(16, 4\), 'b'"),
-        (X[:17], {"variance": "batch_mean"}, "needs two or more elements"),
-        (X * numpy.inf, {}, "'.*moving_mean' are not finite in float32"),
+        (X[:, :3], {}, r"must accept the batches .* shape \(16, 3\)"),
+        ({"a": X, "b": X}, {}, r"must accept .* \{'a': \(16, 4\), 'b'"),
+        (X[:17], {"variance": "batch_mean"}, "at least two elements"),
+        (X * numpy.inf, {}, "'.*moving_mean' must be finite in float32"),
         ((X, Y, Y, Y), {}, "expected to be in format"),
     ],
     ids=range(10),
 )
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_bad_input_is_refused_and_the_model_is_as_it_was(
+def test_invalid_input_is_refused_and_does_not_change_the_model(
     net, data, options, message
 ):
     before = state(net.model)
@@ -898,7 +898,7 @@ def test_too_few_batches_are_refused(net, kind, length):
     before = state(net.model)
     error, message = ValueError, r"at least|length 0|empty"
     if keras.__version__ < "3.15" and isinstance(data, Iterator) and not length:
-        # Keras itself takes the first batch, and fails.
+        # Keras reads the first batch itself, and fails.
         error, message = IndexError, "list index out of range"
     with pytest.raises(error, match=message):
         net.update(data, steps=4, batch_size=None)
@@ -915,7 +915,7 @@ def native(length):
     return (batch for batch in batches((X, Y))[:length])
 
 
-def test_a_layer_that_is_never_reached_is_named():
+def test_the_error_names_a_layer_that_no_data_reaches():
     class Detour(Blocks):
         def call(self, inputs, around=False):
             return inputs if around else super().call(inputs)
@@ -932,7 +932,7 @@ def test_a_layer_that_is_never_reached_is_named():
     model = Partly()
     model(X[:2], around=False)
     before = state(model)
-    with pytest.raises(ValueError, match=r"detour.*' was never updated"):
+    with pytest.raises(ValueError, match=r"must reach the layer '.*detour"):
         update(model)
     assert equal(state(model), before)
     model.detour.trainable = False
@@ -952,22 +952,22 @@ def frozen():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: "model", r"needs a built Keras model.* model='model'"),
-        (layers.BatchNormalization, "needs a built Keras model"),
-        (Blocks, r"needs a built Keras model.*model.build"),
+        (lambda: "model", r"must be a built Keras model.* model='model'"),
+        (layers.BatchNormalization, "must be a built Keras model"),
+        (Blocks, r"must be a built Keras model.*model.build"),
         (
             lambda: keras.Sequential([layers.BatchNormalization()]),
-            "needs a built Keras model",
+            "must be a built Keras model",
         ),
         (
             lambda: keras.Sequential([keras.Input((4,)), dense()]),
-            "needs a model with a trainable `BatchNormalization`",
+            "must have a trainable `BatchNormalization`",
         ),
-        (frozen, "needs a model with a trainable `BatchNormalization`"),
+        (frozen, "must have a trainable `BatchNormalization`"),
     ],
     ids=range(6),
 )
-def test_a_model_that_cannot_be_measured_is_refused_before_any_pass(
+def test_a_model_that_cannot_be_measured_is_refused_before_data_is_read(
     build, message
 ):
     def unread():
@@ -986,17 +986,17 @@ def test_a_layer_that_was_never_built_is_refused():
 
     model = Spare()
     model(X[:2])
-    with pytest.raises(ValueError, match="needs a built Keras model"):
+    with pytest.raises(ValueError, match="must be a built Keras model"):
         update(model)
 
 
-# Many devices
+# Several devices
 
 
 @on_tensorflow
 @pytest.mark.parametrize("synchronized", [False, True])
-def test_replicas_measure_what_one_device_measures(synchronized):
-    """In later layers if synchronized, otherwise they see halves of batches."""
+def test_the_statistics_on_replicas_equal_those_on_one_device(synchronized):
+    """Later layers must be synchronized: a replica has half of a batch."""
     import tensorflow as tf
 
     def build():
@@ -1009,8 +1009,8 @@ def test_replicas_measure_what_one_device_measures(synchronized):
             ]
         )
 
-    # TensorFlow numbers collective operations anew for each strategy of a
-    # process, and would take those of another model for its own.
+    # TensorFlow numbers collective operations separately for each strategy,
+    # and would confuse those of two models in one process.
     strategy = tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"],
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
@@ -1029,14 +1029,14 @@ def test_replicas_measure_what_one_device_measures(synchronized):
 
 
 @on_tensorflow
-def test_a_synchronized_layer_on_one_device_is_as_any_other(plain):
-    model = only(synchronized=True)
+def test_synchronized_makes_no_difference_on_one_device(plain):
+    model = normalization_only(synchronized=True)
     update(model)
     assert equal(statistics(model), plain.statistics())
 
 
 @on_jax
-def test_sharded_batches_are_measured_as_those_of_one_device(net):
+def test_the_statistics_of_sharded_batches_equal_those_on_one_device(net):
     expected = net.statistics(X[:64])
     keras.distribution.set_distribution(
         keras.distribution.DataParallel(

@@ -1,4 +1,4 @@
-"""BEMA through `model.fit`, against the definition in float64."""
+"""`BEMA` in `model.fit`, compared with its definition in float64."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from models import (
     fresh,
     save,
 )
-from saving import differing, snapshot, state, walk
+from saving import differing, full_state, random_walk, state
 
 from keras_wavg import EMA
 from keras_wavg.callbacks.bema import BEMA
@@ -36,39 +36,41 @@ def fit(model, *callbacks, epochs=5, **options):
     return model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
 
 
-def moves(model):
-    """Of each weight, whether gradients train it."""
+def is_trained(model):
+    """For each weight, whether gradients train it."""
     return [variable.trainable for variable in model.weights]
 
 
-def defined(bema, samples, trained, before=0):
-    """The average by its definition, after so many of the samples."""
-    names = ["every", "start", "ema_power", "bias_power", "lag", "multiplier"]
+def expected_average(bema, samples, trained, before=0):
+    """The average by its definition, without the last `before` samples."""
+    names = ["ema_power", "bias_power", "lag", "multiplier"]
     return reference.bema(
         samples.weights[: len(samples.weights) - before],
-        [samples.initial, *samples.weights][bema.start],
+        [samples.initial, *samples.weights][bema.start_step],
         trained=trained,
+        every=bema.every_steps,
+        start=bema.start_step,
         **{name: getattr(bema, name) for name in names},
     )
 
 
 def error(bema, samples):
-    expected = defined(bema, samples, moves(bema.model))
+    expected = expected_average(bema, samples, is_trained(bema.model))
     return reference.relative_error(bema.get_weights(), expected)
 
 
 def assert_average(bema, samples):
     assert error(bema, samples) < LIMIT
-    # It is no accident that they are near.
-    expected = defined(bema, samples, moves(bema.model))
+    # The raw weights differ, so the check above means something.
+    expected = expected_average(bema, samples, is_trained(bema.model))
     raw = samples.weights[-1]
     assert reference.relative_error(raw, expected) > 100 * LIMIT
 
 
 # `dense` and `nested` are averaged in tests below.
 @pytest.mark.parametrize("kind", ["batch_norm", "shared", "subclassed"])
-def test_fifty_steps_give_the_average_of_the_definition(kind):
-    model, samples, bema = models.KINDS[kind](), Samples(), BEMA(every=7)
+def test_the_average_of_fifty_steps_is_as_defined(kind):
+    model, samples, bema = models.KINDS[kind](), Samples(), BEMA(every_steps=7)
     model(X[:1])
     fit(compiled(model), samples, bema)
     assert len(samples.weights) == 50
@@ -89,39 +91,45 @@ TIMES = [(1, 0), (1, 17), (4, 3), (4, 10), (7, 0), (7, 20)]
 
 
 class Run(NamedTuple):
-    """A training along which there were many averages.
+    """A training with many averages.
 
     Args:
         samples: The weights after each step.
         coefficients: Averages with `COEFFICIENTS`.
         times: Averages with `TIMES`.
-        kernels: An average of some weights alone.
-        riding: An average that was given no name.
+        kernels: An average of the kernels only.
+        unnamed: An average without a `name`.
     """
 
     samples: Samples
     coefficients: list
     times: list
     kernels: BEMA
-    riding: BEMA
+    unnamed: BEMA
 
 
 @pytest.fixture(scope="module")
 def run():
-    """Beside an average that is swapped into the model."""
+    """Averages without `swap`, beside one that is swapped in."""
     keras.config.set_dtype_policy("float32")
 
-    def ride(name, *arguments, **options):
+    def without_swap(name, *arguments, **options):
         return BEMA(*arguments, **options, name=name, swap=False)
 
     found = Run(
         Samples(),
-        [ride(f"c{i}", 3, **chosen) for i, chosen in enumerate(COEFFICIENTS)],
-        [ride(f"t{i}", k, start=start) for i, (k, start) in enumerate(TIMES)],
-        ride("kernels", 4, include="kernel$"),
-        BEMA(5, start=10, swap=False),
+        [
+            without_swap(f"c{i}", 3, **chosen)
+            for i, chosen in enumerate(COEFFICIENTS)
+        ],
+        [
+            without_swap(f"t{i}", k, start_step=start)
+            for i, (k, start) in enumerate(TIMES)
+        ],
+        without_swap("kernels", 4, include="kernel$"),
+        BEMA(5, start_step=10, swap=False),
     )
-    averages = [*found.coefficients, *found.times, found.kernels, found.riding]
+    averages = [*found.coefficients, *found.times, found.kernels, found.unnamed]
     ema = EMA(0.9)
     fit(compiled(models.dense()), found.samples, ema, *averages)
     ema.restore()
@@ -131,23 +139,23 @@ def run():
 @pytest.mark.parametrize(
     "index", range(len(COEFFICIENTS)), ids=map(str, COEFFICIENTS)
 )
-def test_every_coefficient_is_as_defined(index, run):
+def test_the_average_is_as_defined_with_every_coefficient(index, run):
     assert error(run.coefficients[index], run.samples) < LIMIT
 
 
 @pytest.mark.parametrize("index", range(len(TIMES)), ids=map(str, TIMES))
-def test_only_every_kth_step_from_the_start_counts(index, run):
+def test_weights_are_sampled_every_k_steps_from_the_start(index, run):
     assert_average(run.times[index], run.samples)
 
 
-def test_it_rides_along_with_another_average(run):
-    assert run.riding.name == "bema"
-    assert_average(run.riding, run.samples)
+def test_without_swap_it_is_updated_beside_another_average(run):
+    assert run.unnamed.name == "bema"
+    assert_average(run.unnamed, run.samples)
 
 
-def test_what_is_not_included_stays_raw(run):
+def test_excluded_weights_keep_their_raw_values(run):
     model = run.kernels.model
-    averages = defined(run.kernels, run.samples, moves(model))
+    averages = expected_average(run.kernels, run.samples, is_trained(model))
     for weight, received, average, raw in zip(
         model.weights,
         run.kernels.get_weights(),
@@ -159,8 +167,8 @@ def test_what_is_not_included_stays_raw(run):
         assert reference.relative_error([received], [expected]) < LIMIT
 
 
-def test_the_first_update_of_the_default_is_the_one_of_the_paper():
-    """From 0 to 1: a share of the way, and more of it for the lag."""
+def test_the_first_update_with_defaults_is_that_of_the_paper():
+    """From 0 to 1: the step of the EMA, plus the correction of its lag."""
     model, bema = models.dense(), BEMA()
     model.set_weights([w * 0 for w in model.get_weights()])
     bema.set_model(model)
@@ -179,18 +187,18 @@ def test_the_first_update_of_the_default_is_the_one_of_the_paper():
     [{"run_eagerly": True}, {"jit_compile": True}, {"jit_compile": False}],
     ids=str,
 )
-def test_averages_are_the_same_however_the_step_is_compiled(options):
+def test_the_average_is_as_defined_however_the_step_is_compiled(options):
     if options.get("jit_compile") and keras.config.backend() == "torch":
         pytest.skip("torch.compile needs a C++ toolchain and a minute")
-    samples, bema = Samples(), BEMA(every=4, start=6)
+    samples, bema = Samples(), BEMA(every_steps=4, start_step=6)
     fit(compiled(models.nested(), **options), samples, bema, epochs=2)
     assert_average(bema, samples)
 
 
-def test_training_is_left_as_it_is_and_the_raw_weights_come_back():
+def test_training_is_unchanged_and_raw_weights_are_restored():
     alone = Samples()
     fit(reused.batch_norm(), alone, epochs=2, validation_data=VALIDATION)
-    samples, bema, model = Samples(), BEMA(every=4), reused.batch_norm()
+    samples, bema, model = Samples(), BEMA(every_steps=4), reused.batch_norm()
     fit(model, samples, bema, epochs=2, validation_data=VALIDATION)
     assert equal(model.get_weights(), bema.get_weights())
     bema.restore()
@@ -198,21 +206,23 @@ def test_training_is_left_as_it_is_and_the_raw_weights_come_back():
     assert equal(model.get_weights(), alone.weights[-1])
 
 
-def test_validation_measures_the_average_and_so_does_what_comes_after():
-    samples, bema, model = Samples(), BEMA(every=4), reused.dense()
+def test_validation_and_later_evaluations_measure_the_average():
+    samples, bema, model = Samples(), BEMA(every_steps=4), reused.dense()
     history = fit(model, samples, bema, epochs=3, validation_data=VALIDATION)
     scores = history.history["val_loss"]
     assert model.evaluate(*VALIDATION, verbose=0) == pytest.approx(scores[-1])
     for epoch, score in enumerate(scores, 1):
-        shown = defined(bema, samples, moves(model), before=30 - 10 * epoch)
+        shown = expected_average(
+            bema, samples, is_trained(model), before=30 - 10 * epoch
+        )
         model.set_weights(shown)
         expected = model.evaluate(*VALIDATION, verbose=0)
         assert score == pytest.approx(expected, rel=1e-5)
 
 
-def test_before_the_first_update_the_model_is_raw():
+def test_before_the_first_update_the_model_holds_the_raw_weights():
     model, bema, samples = reused.dense(), BEMA(), Samples()
-    with pytest.warns(UserWarning, match="made no average.*every=400"):
+    with pytest.warns(UserWarning, match="made no average.*every_steps=400"):
         fit(model, samples, bema, epochs=1)
     assert equal(model.get_weights(), samples.weights[-1])
     plain = reused.dense()
@@ -220,26 +230,26 @@ def test_before_the_first_update_the_model_is_raw():
     assert equal(plain.get_weights(), samples.weights[-1])
 
 
-def test_optimizer_steps_count_and_not_accumulated_batches():
+def test_optimizer_steps_are_counted_not_accumulated_batches():
     optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=4)
-    samples, bema = Steps(), BEMA(every=3)
+    samples, bema = Steps(), BEMA(every_steps=3)
     fit(compiled(models.dense(), optimizer), samples, bema)
-    # `Steps` has the weights before the first batch, and none without a step.
+    # `Steps` records a batch only if the optimizer made a step.
     assert len(samples.weights) == 12
     assert_average(bema, samples)
 
 
-def test_groups_of_steps_are_counted_as_what_they_are():
+def test_with_steps_per_execution_every_step_is_counted():
     if keras.config.backend() == "torch":
-        pytest.skip("torch has no groups of steps")
-    model, bema, samples = models.dense(), BEMA(every=4), Samples()
+        pytest.skip("torch has no `steps_per_execution`")
+    model, bema, samples = models.dense(), BEMA(every_steps=4), Samples()
     fit(compiled(model, steps_per_execution=2), bema, epochs=2)
     fit(reused.dense(), samples, epochs=2)
-    expected = defined(bema, samples, moves(model))
+    expected = expected_average(bema, samples, is_trained(model))
     assert reference.relative_error(bema.get_weights(), expected) < LIMIT
 
 
-def test_loops_without_fit_are_averaged_as_defined():
+def test_in_a_custom_training_loop_the_average_is_as_defined():
     model, bema, samples = reused.batch_norm(), BEMA(3), Samples()
     bema.set_model(model)
     samples.initial = model.get_weights()
@@ -255,9 +265,12 @@ def test_loops_without_fit_are_averaged_as_defined():
 
 @pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("options", [{}, {"bias_power": 2.5}], ids=str)
-def test_its_profile_tells_how_old_it_is(start, options):
-    """Weights that say what time it is have an average that says so too."""
-    model, bema = models.dense(), BEMA(every=3, start=start, **options)
+def test_the_mean_age_in_the_profile_is_right(start, options):
+    """If all weights equal the step, their average is the mean step."""
+    model, bema = (
+        models.dense(),
+        BEMA(every_steps=3, start_step=start, **options),
+    )
     ones = [numpy.ones_like(w) for w in model.get_weights()]
     model.set_weights([w * 0 for w in ones])
     bema.set_model(model)
@@ -265,32 +278,32 @@ def test_its_profile_tells_how_old_it_is(start, options):
         model.set_weights([w * step for w in ones])
         bema.update()
     profile = bema.profile()
-    assert profile.shares.sum() == pytest.approx(1)
+    assert profile.coefficients.sum() == pytest.approx(1)
     assert profile.times.tolist() == [start, *range(start + 3, 41, 3)]
     for average in bema.get_weights():
         assert 40 - profile.mean_age == pytest.approx(average, rel=1e-6)
 
 
-# What no gradient trains
+# Weights without a gradient
 
 
-def test_layers_are_corrected_only_while_they_train():
-    model, samples, bema = models.batch_norm(), Samples(), BEMA(every=4)
+def test_layers_are_corrected_only_while_they_are_trained():
+    model, samples, bema = models.batch_norm(), Samples(), BEMA(every_steps=4)
     initial = model.get_weights()
     for trainable in (False, True, False):
         model.layers[0].trainable = trainable
         model.layers[1].trainable = trainable
         fit(compiled(model), samples, bema, epochs=1)
-        assert moves(model)[:4] == [trainable] * 4
+        assert is_trained(model)[:4] == [trainable] * 4
         assert_average(bema, samples)
-        # What has never moved stays what it is.
+        # The average of weights that never changed is exact.
         stays = equal(bema.get_weights()[:6], initial[:6])
         assert stays is (len(samples.weights) == 10)
 
 
-def test_moving_statistics_are_averaged_without_the_correction():
-    """From 1 to 0: what the weights' formula gives is less than nothing."""
-    model, bema = models.batch_norm(), BEMA(every=1, lag=1, ema_power=0.1)
+def test_moving_statistics_are_averaged_without_the_lag_correction():
+    """From 1 to 0: the correction would make a variance negative."""
+    model, bema = models.batch_norm(), BEMA(every_steps=1, lag=1, ema_power=0.1)
     bema.set_model(model)
     model.set_weights([w * 0 for w in model.get_weights()])
     for _ in range(3):
@@ -311,7 +324,7 @@ def test_mixed_precision_is_averaged_as_defined(policy):
     keras.config.set_dtype_policy(policy)
     # float16 training skips the steps whose gradients overflow, and only the
     # device knows which: an update every few steps may come some steps late.
-    samples, bema = Steps(), BEMA(every=1)
+    samples, bema = Steps(), BEMA(every_steps=1)
     model = compiled(models.batch_norm(), keras.optimizers.SGD(0.01))
     fit(model, samples, bema)
     assert len(samples.weights) > 20
@@ -320,7 +333,7 @@ def test_mixed_precision_is_averaged_as_defined(policy):
 
 def test_half_precision_weights_are_averaged_in_float32():
     keras.config.set_dtype_policy("bfloat16")
-    samples, bema = Samples(), BEMA(every=4)
+    samples, bema = Samples(), BEMA(every_steps=4)
     model = compiled(models.dense(), keras.optimizers.SGD(0.05))
     fit(model, samples, bema)
     assert {w.dtype for w in bema.get_weights()} == {numpy.dtype("float32")}
@@ -331,16 +344,16 @@ def test_half_precision_weights_are_averaged_in_float32():
 
 def test_float64_weights_are_averaged_in_float64():
     if keras.config.backend() == "jax":
-        pytest.skip("JAX has float64 only where jax_enable_x64 is set")
+        pytest.skip("JAX has float64 only with jax_enable_x64")
     keras.config.set_dtype_policy("float64")
-    samples, bema = Samples(), BEMA(every=4)
+    samples, bema = Samples(), BEMA(every_steps=4)
     fit(compiled(models.dense()), samples, bema)
-    expected = defined(bema, samples, moves(bema.model))
+    expected = expected_average(bema, samples, is_trained(bema.model))
     assert reference.relative_error(bema.get_weights(), expected) < 1e-13
 
 
-class Poison(keras.callbacks.Callback):
-    """Has a weight be NaN after some batches, and gives it back."""
+class SetNaN(keras.callbacks.Callback):
+    """Sets a weight to NaN after some batches, and restores it."""
 
     def __init__(self, *batches):
         super().__init__()
@@ -349,19 +362,19 @@ class Poison(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch in self.batches:
             self.weights = self.model.get_weights()
-            poisoned = [w.copy() for w in self.weights]
-            poisoned[2][0] = numpy.nan
-            self.model.set_weights(poisoned)
+            with_nan = [w.copy() for w in self.weights]
+            with_nan[2][0] = numpy.nan
+            self.model.set_weights(with_nan)
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch - 1 in self.batches:
             self.model.set_weights(self.weights)
 
 
-def test_an_element_that_is_nan_at_an_update_counts_as_the_average():
-    """At the fourth and the sixth step, of the updates at 2, 4, 6, 8 and 10."""
-    samples, bema = Samples(), BEMA(every=2)
-    callbacks = InOrder(Poison(3, 5, 6), samples, bema)
+def test_an_update_replaces_nan_elements_by_their_average():
+    """NaN at steps 4 and 6; updates at steps 2, 4, 6, 8 and 10."""
+    samples, bema = Samples(), BEMA(every_steps=2)
+    callbacks = InOrder(SetNaN(3, 5, 6), samples, bema)
     fit(reused.dense(), callbacks, epochs=1)
     assert bema.skipped == []
     ema = average = first = [w.astype("float64") for w in samples.initial]
@@ -370,8 +383,10 @@ def test_an_element_that_is_nan_at_an_update_counts_as_the_average():
             numpy.where(numpy.isfinite(w), w, a)
             for w, a in zip(samples.weights[step - 1], average, strict=True)
         ]
-        share = (10 + step) ** -0.5
-        ema = [e + share * (w - e) for e, w in zip(ema, weights, strict=True)]
+        coefficient = (10 + step) ** -0.5
+        ema = [
+            e + coefficient * (w - e) for e, w in zip(ema, weights, strict=True)
+        ]
         average = [
             e + (10 + step) ** -0.2 * (w - f)
             for e, w, f in zip(ema, weights, first, strict=True)
@@ -379,40 +394,40 @@ def test_an_element_that_is_nan_at_an_update_counts_as_the_average():
     assert reference.relative_error(bema.get_weights(), average) < LIMIT
 
 
-# From one `fit` to the next
+# Several calls of `fit`
 
 
-def test_a_second_fit_goes_on_with_the_average():
-    model, samples, bema = reused.dense(), Samples(), BEMA(every=7)
+def test_a_second_fit_continues_the_average():
+    model, samples, bema = reused.dense(), Samples(), BEMA(every_steps=7)
     for _ in range(3):
         fit(model, samples, bema, epochs=1)
     assert_average(bema, samples)
 
 
-def test_other_weights_begin_a_new_average():
-    model, samples, bema = reused.dense(), Samples(), BEMA(every=4)
+def test_replaced_weights_restart_the_average():
+    model, samples, bema = reused.dense(), Samples(), BEMA(every_steps=4)
     fit(model, bema, epochs=1)
     model.set_weights([w * 0.5 for w in model.get_weights()])
-    with pytest.warns(match="starts anew: 4 weights"):
+    with pytest.warns(match="restarts: 4 weights"):
         fit(model, samples, bema, epochs=2)
     assert_average(bema, samples)
 
 
 # Files
 
-# How far each is after 20 steps, when the file is written.
+# What each average has reached after 20 steps, when the file is written.
 MOMENTS = {
-    "before_the_start": {"start": 25},
-    "at_the_start": {"start": 20},
-    "before_the_first_update": {"every": 25},
-    "at_an_update": {"every": 5},
-    "between_two_updates": {"every": 7},
-    "include": {"every": 7, "include": "kernel"},
+    "before_the_start": {"start_step": 25},
+    "at_the_start": {"start_step": 20},
+    "before_the_first_update": {"every_steps": 25},
+    "at_an_update": {"every_steps": 5},
+    "between_two_updates": {"every_steps": 7},
+    "include": {"every_steps": 7, "include": "kernel"},
 }
 
 
 def at_all_moments():
-    """Averages, of which the one between two updates is swapped in."""
+    """Averages for `MOMENTS`; the one between two updates is swapped in."""
     return [
         BEMA(**options, name=name, swap=name == "between_two_updates")
         for name, options in MOMENTS.items()
@@ -420,33 +435,33 @@ def at_all_moments():
 
 
 @pytest.mark.filterwarnings("ignore:.*made no average")
-def test_a_loaded_model_goes_on_as_the_saved_one(tmp_path):
+def test_training_resumes_exactly_from_a_file(tmp_path):
     model, averages = reused.dense(), at_all_moments()
     fit(model, *averages, epochs=2)
     shown = model.get_weights()
     paths = [save(model, tmp_path / file) for file in FILES]
-    before = snapshot(model, *averages)
+    before = full_state(model, *averages)
     fit(model, *averages, epochs=1)
-    after = snapshot(model, *averages)
+    after = full_state(model, *averages)
     again = at_all_moments()
     other = fresh(models.dense, *again)
     for path in paths:
         other.load_weights(path)
         assert equal(other.get_weights(), shown)
-        assert differing(snapshot(other, *again), before) == []
+        assert differing(full_state(other, *again), before) == []
         other.load_weights(path)
         # This time with the average in the model.
         fit(other, *again, epochs=1)
-        assert differing(snapshot(other, *again), after) == []
+        assert differing(full_state(other, *again), after) == []
     assert set(differing(before, after)) == before.keys()
 
 
-class Killed(BaseException):
-    """The process ends."""
+class Interrupted(BaseException):
+    """Raised where a process would be killed."""
 
 
-class Kill(keras.callbacks.Callback):
-    """Ends the run in the midst of its third epoch."""
+class Interrupt(keras.callbacks.Callback):
+    """Interrupts the run in the middle of its third epoch."""
 
     def __init__(self, where):
         super().__init__()
@@ -457,35 +472,35 @@ class Kill(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if (self.where, self.epoch, batch) == ("training", 2, 5):
-            raise Killed
+            raise Interrupted
 
     def on_test_batch_end(self, batch, logs=None):
         if (self.where, self.epoch) == ("validation", 2):
-            raise Killed
+            raise Interrupted
 
 
 def train(*callbacks, order=1):
-    """A new model and averages, trained as long as nobody kills it.
+    """Train a new model with new averages.
 
     Args:
-        *callbacks: The first of them goes before the averages or behind them.
-        order: Integer, -1 for before.
+        *callbacks: The first one is listed before or after the averages.
+        order: Integer, -1 to list it before them.
     """
     model = compiled(models.nested())
     averages = [
         BEMA(4),
-        BEMA(4, start=13, swap=False, name="late"),
+        BEMA(4, start_step=13, swap=False, name="late"),
         BEMA(24, swap=False, name="rare"),
     ]
     first, *others = callbacks or [keras.callbacks.Callback()]
     listed = [first, *averages] if order < 0 else [*averages, first]
     fit(model, *listed, *others, epochs=4, validation_data=VALIDATION)
-    return snapshot(model, *averages)
+    return full_state(model, *averages)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted():
-    """The end of a training that nobody killed."""
+    """The final state of an uninterrupted training."""
     keras.config.set_dtype_policy("float32")
     return train()
 
@@ -494,13 +509,13 @@ def uninterrupted():
     ("where", "order"), [("training", 1), ("validation", -1)]
 )
 @pytest.mark.filterwarnings("ignore:.*made no average")
-def test_a_killed_run_ends_as_if_it_had_not_been(
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     where, order, uninterrupted, tmp_path
 ):
-    """Processes that are killed are in `tests/slow/live/test_resume.py`."""
+    """`tests/slow/live/test_resume.py` kills real processes."""
     backup = keras.callbacks.BackupAndRestore
-    with pytest.raises(Killed):
-        train(backup(tmp_path / "backup"), Kill(where), order=order)
+    with pytest.raises(Interrupted):
+        train(backup(tmp_path / "backup"), Interrupt(where), order=order)
     resumed = Samples()
     ended = train(backup(tmp_path / "backup"), resumed, order=order)
     assert differing(ended, uninterrupted) == []
@@ -509,7 +524,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 
 def test_a_file_without_its_moving_average_is_refused(tmp_path):
     model, bema = fresh(models.dense), BEMA(2)
-    walk(model, bema)
+    random_walk(model, bema)
     path = save(model, tmp_path / "a.weights.h5")
     with h5py.File(path, "r+") as file:
         del file["~wavg_bema/vars/ema_1"]
@@ -519,15 +534,18 @@ def test_a_file_without_its_moving_average_is_refused(tmp_path):
     assert equal(state(bema), before)
 
 
-# Refusals
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "`every` must be an integer >= 1. Received: every=0"),
-        ({"every": 2.5}, "`every` must be an integer >= 1"),
-        ({"start": -1}, "`start` must be an integer >= 0"),
+        (
+            {"every_steps": 0},
+            "`every_steps` must be an integer >= 1.*every_steps=0",
+        ),
+        ({"every_steps": 2.5}, "`every_steps` must be an integer >= 1"),
+        ({"start_step": -1}, "`start_step` must be an integer >= 0"),
         ({"ema_power": -0.5}, "`ema_power` must be a finite number >= 0"),
         ({"ema_power": "0.5"}, "Received: ema_power='0.5'"),
         ({"bias_power": float("nan")}, "Received: bias_power=nan"),
@@ -538,13 +556,13 @@ def test_a_file_without_its_moving_average_is_refused(tmp_path):
     ],
     ids=str,
 )
-def test_an_argument_out_of_its_range_is_refused(options, message):
+def test_an_argument_out_of_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         BEMA(**options)
 
 
 def test_a_model_that_is_not_built_is_refused():
-    bema = BEMA(every=1)
+    bema = BEMA(every_steps=1)
     bema.set_model(models.lazy())
-    with pytest.raises(ValueError, match="needs a model that is built"):
+    with pytest.raises(ValueError, match="needs a built model"):
         bema.update()

@@ -1,4 +1,4 @@
-"""What was measured is what is saved, in any order of the callbacks."""
+"""The weights that are measured are saved, in any order of callbacks."""
 
 import keras
 import models
@@ -12,9 +12,9 @@ X, Y = data(6)
 X_VAL, Y_VAL = data(4, seed=1)
 AVERAGES = {
     "EMA": lambda: EMA(0.8),
-    "SWA": lambda: SWA(2, bn_data=X),
+    "SWA": lambda: SWA(2, batch_norm_data=X),
     "LAWA": lambda: LAWA(2),
-    "SWAG": lambda: SWAG(every_steps=4, bn_data=X),
+    "SWAG": lambda: SWAG(every_steps=4, batch_norm_data=X),
     "BEMA": lambda: BEMA(4),
     "Lookahead": lambda: Lookahead(4),
 }
@@ -22,7 +22,7 @@ AVERAGES = {
 
 @models.seeded
 def overfitting():
-    """Its best epoch is not the last, so that "best" means something."""
+    """A model whose best epoch is not its last."""
     return keras.Sequential(
         [
             keras.Input((4,)),
@@ -58,7 +58,7 @@ def score_of(path):
 
 
 @pytest.mark.parametrize(
-    ("average", "place"),
+    ("average", "position"),
     [
         ("EMA", 1),
         ("EMA", 2),
@@ -69,11 +69,11 @@ def score_of(path):
         ("Lookahead", 1),
     ],
 )
-def test_logged_metric_files_and_restored_model_are_the_same_weights(
-    average, place, tmp_path
+def test_the_logged_metric_the_files_and_the_restored_model_agree(
+    average, position, tmp_path
 ):
-    """In each order: an average has a file written before it and one after."""
-    files = ["a.keras", "b.weights.h5"][:: -1 if place % 2 else 1]
+    """With a checkpoint before the average and one after it."""
+    files = ["a.keras", "b.weights.h5"][:: -1 if position % 2 else 1]
     first, last = (
         keras.callbacks.ModelCheckpoint(
             tmp_path / file,
@@ -84,7 +84,7 @@ def test_logged_metric_files_and_restored_model_are_the_same_weights(
     )
     callbacks = [first, AVERAGES[average](), last]
     stop = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
-    callbacks.insert(place, stop)
+    callbacks.insert(position, stop)
     model, validation = model_that_overfits(), (X_VAL, Y_VAL)
     fitted = fit(model, *callbacks, epochs=8, validation_data=validation)
     history = fitted.history["val_loss"]
@@ -96,7 +96,7 @@ def test_logged_metric_files_and_restored_model_are_the_same_weights(
         assert score_of(tmp_path / file) == pytest.approx(best, rel=1e-6)
 
 
-def test_without_validation_the_file_has_the_average_in_any_order(tmp_path):
+def test_without_validation_files_contain_the_average_in_any_order(tmp_path):
     paths = [tmp_path / "first.weights.h5", tmp_path / "last.weights.h5"]
     first, last = (
         keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
@@ -111,7 +111,7 @@ def test_without_validation_the_file_has_the_average_in_any_order(tmp_path):
 
 
 def test_csv_logger_logs_the_score_of_the_file(tmp_path):
-    """Each of the two before the average and after it."""
+    """With both callbacks before the average and after it."""
 
     def both(name):
         return (
@@ -131,7 +131,7 @@ def test_csv_logger_logs_the_score_of_the_file(tmp_path):
         assert received == pytest.approx(logged, rel=1e-6)
 
 
-def test_a_fit_after_restored_best_weights_trains_on_from_those():
+def test_fit_continues_from_restored_best_weights():
     model, ema = model_that_overfits(), EMA(0.8)
     stop = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
     fit(model, ema, stop, epochs=8, validation_data=(X_VAL, Y_VAL))

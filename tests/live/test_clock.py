@@ -1,4 +1,4 @@
-"""Optimizer steps are counted as what they are, through `model.fit`."""
+"""Counts of optimizer steps in `fit` and in custom training loops."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from models import BATCH, Samples, Steps, compiled, data
 from keras_wavg import EMA, SWAG
 from keras_wavg.clock import StepClock
 
-needs_groups = pytest.mark.skipif(
+needs_several_batches_per_execution = pytest.mark.skipif(
     keras.config.backend() == "torch",
     reason="Keras' torch trainer refuses steps_per_execution > 1",
 )
@@ -24,15 +24,15 @@ def assert_average(ema, samples, **options):
     assert reference.relative_error(ema.get_weights(), expected) < 1e-6
 
 
-def assert_average_of_groups(ema, samples, groups):
+def assert_average_of_executions(ema, samples, executions):
     averages = [numpy.zeros(w.shape) for w in samples[0]]
-    for weights, steps in zip(samples, groups, strict=True):
+    for weights, steps in zip(samples, executions, strict=True):
         kept = ema.decay**steps
         averages = [
             kept * a + (1 - kept) * w.astype("float64")
             for a, w in zip(averages, weights, strict=True)
         ]
-    total = 1 - ema.decay ** sum(groups)
+    total = 1 - ema.decay ** sum(executions)
     expected = [a / total for a in averages]
     assert reference.relative_error(ema.get_weights(), expected) < 1e-6
 
@@ -44,7 +44,7 @@ def fit(model, *callbacks, batches=10, epochs=2, **options):
 
 
 def fit_generator(model, *callbacks, batches):
-    """Of a length that Keras does not know."""
+    """Train on data of unknown length."""
     data = models.generator(batches)
     model.fit(data, verbose=0, callbacks=[*callbacks])
 
@@ -53,8 +53,8 @@ def accumulating(batches):
     return keras.optimizers.SGD(0.05, gradient_accumulation_steps=batches)
 
 
-def moved(samples):
-    """The weights where they moved: there the optimizer made a step."""
+def changed(samples):
+    """The weights after each batch that changed them."""
     return [
         after
         for before, after in zip(
@@ -64,25 +64,25 @@ def moved(samples):
     ]
 
 
-def test_the_average_moves_once_in_four_accumulated_batches():
+def test_the_average_is_updated_once_per_four_accumulated_batches():
     samples, ema = Samples(), EMA(0.9)
-    rare = EMA(0.9, every=2, swap=False, name="rare")
+    rare = EMA(0.9, every_steps=2, swap=False, name="rare")
     model = compiled(models.dense(), accumulating(4))
-    # The optimizer is at the fourth batch of a step when the averages begin.
+    # The optimizer has accumulated three batches when the averages start.
     fit(model, batches=3, epochs=1)
     for batches, epochs, steps in [(9, 1, 3), (12, 1, 6), (10, 3, 13)]:
         fit(model, samples, ema, rare, batches=batches, epochs=epochs)
-        assert len(moved(samples)) == steps
-        assert_average(ema, moved(samples))
-        assert_average(rare, moved(samples), every=2)
-    # The two batches that are left over count for nothing now.
+        assert len(changed(samples)) == steps
+        assert_average(ema, changed(samples))
+        assert_average(rare, changed(samples), every=2)
+    # The two remaining batches are discarded with their optimizer.
     fit(compiled(model, "sgd"), samples, ema, batches=3, epochs=1)
-    assert len(moved(samples)) == 16
-    assert_average(ema, moved(samples))
+    assert len(changed(samples)) == 16
+    assert_average(ema, changed(samples))
 
 
 @pytest.mark.parametrize("option", ["run_eagerly", "jit_compile"])
-def test_accumulated_batches_are_counted_however_the_step_is_compiled(option):
+def test_accumulated_batches_are_counted_with_each_compile_option(option):
     if option == "jit_compile" and keras.config.backend() == "torch":
         pytest.skip("torch.compile needs a C++ toolchain and a minute")
     steps, ema = Steps(), EMA(0.9)
@@ -92,35 +92,37 @@ def test_accumulated_batches_are_counted_however_the_step_is_compiled(option):
     assert_average(ema, steps.weights)
 
 
-def test_accumulation_over_data_of_unknown_length_follows_the_optimizer():
+def test_accumulated_batches_of_data_of_unknown_length_are_counted():
     samples, ema = Samples(), EMA(0.9)
     model = compiled(models.dense(), accumulating(4))
     for _ in range(3):
         fit_generator(model, samples, ema, batches=6)
-    assert_average(ema, moved(samples))
+    assert_average(ema, changed(samples))
 
 
-@needs_groups
-def test_a_group_of_steps_counts_as_the_steps_it_had():
-    """One sample a group, and the decay of all of its steps."""
+@needs_several_batches_per_execution
+def test_an_execution_of_several_steps_counts_all_of_them():
+    """One sample per execution, with the decay of all its steps."""
     samples, ema = Samples(), EMA(0.9)
     model = compiled(models.dense(), steps_per_execution=4)
     for batches in (9, 10):
         fit(model, samples, ema, batches=batches)
-    groups = [4, 4, 1, 4, 4, 1, 4, 4, 2, 4, 4, 2]
-    assert_average_of_groups(ema, samples.weights, groups)
-    # The last group of an epoch may be shorter than anybody knows.
+    executions = [4, 4, 1, 4, 4, 1, 4, 4, 2, 4, 4, 2]
+    assert_average_of_executions(ema, samples.weights, executions)
+    # The length of the last execution is unknown in advance.
     for _ in range(2):
         fit_generator(model, samples, ema, batches=10)
-    assert_average_of_groups(ema, samples.weights, groups + [4, 4, 2] * 2)
+    assert_average_of_executions(
+        ema, samples.weights, executions + [4, 4, 2] * 2
+    )
 
 
-@needs_groups
-def test_groups_of_accumulated_batches_count_optimizer_steps():
+@needs_several_batches_per_execution
+def test_an_execution_of_accumulated_batches_counts_optimizer_steps():
     samples, ema = Samples(), EMA(0.9)
     model = compiled(models.dense(), accumulating(2), steps_per_execution=4)
     fit(model, samples, ema, batches=8)
-    assert_average_of_groups(ema, samples.weights, [2] * 4)
+    assert_average_of_executions(ema, samples.weights, [2] * 4)
 
 
 class Overflowing(keras.callbacks.Callback):
@@ -138,7 +140,7 @@ class Overflowing(keras.callbacks.Callback):
         self.count += 1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Lower it again."""
+        """Lower the loss scale again."""
         self.model.optimizer.dynamic_scale.assign(2.0**4)
 
 
@@ -162,23 +164,23 @@ def loss_scaled(**options):
 
 @pytest.fixture(scope="module")
 def scaled():
-    """A model whose optimizer has been built, so that its scale can be set."""
+    """A model with a built optimizer, so that the loss scale can be set."""
     model = loss_scaled()
     fit(model, batches=1, epochs=1)
     return model
 
 
-def test_steps_that_loss_scaling_skips_are_no_steps(scaled):
+def test_steps_that_loss_scaling_skips_are_not_counted(scaled):
     samples, ema = Samples(), EMA(0.9)
-    sparse = EMA(0.9, every=3, swap=False, name="sparse")
+    sparse = EMA(0.9, every_steps=3, swap=False, name="sparse")
     before = scaled.get_weights()
     fit(scaled, Overflowing({0, 1, 5, 11}), samples, ema, sparse)
     assert models.equal(samples.weights[1], before)
     taken = [w for i, w in enumerate(samples.weights) if i not in {0, 1, 5, 11}]
     assert_average(ema, taken)
     ticks = [0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1]
-    groups = [sum(ticks[i : i + 3]) for i in range(0, 18, 3)]
-    assert_average_of_groups(sparse, samples.weights[2:18:3], groups)
+    executions = [sum(ticks[i : i + 3]) for i in range(0, 18, 3)]
+    assert_average_of_executions(sparse, samples.weights[2:18:3], executions)
 
 
 def test_loss_scaling_with_accumulation_counts_optimizer_steps():
@@ -189,7 +191,9 @@ def test_loss_scaling_with_accumulation_counts_optimizer_steps():
     assert_average(ema, steps.weights)
 
 
-def test_no_step_at_all_makes_no_average_and_says_so(scaled, tmp_path):
+def test_a_fit_whose_steps_are_all_skipped_warns_and_has_no_average(
+    scaled, tmp_path
+):
     averages = [EMA(0.9), SWAG(rank=2, swap=False)]
     with pytest.warns(UserWarning, match="made no average"):
         fit(scaled, Overflowing(set(range(20))), *averages)
@@ -198,17 +202,17 @@ def test_no_step_at_all_makes_no_average_and_says_so(scaled, tmp_path):
     assert [probe.counts(average).averaged for average in averages] == [0, 0]
 
 
-def test_a_loop_after_fit_counts_each_of_its_steps_once(scaled):
-    """With loss scaling the optimizer's count decides, but in `fit` only."""
+def test_a_custom_training_loop_after_fit_counts_each_step_once(scaled):
+    """With loss scaling only `fit` reads the optimizer's counter."""
     samples, ema = Samples(), EMA(0.9)
     fit(scaled, samples, ema, epochs=1)
-    train_in_a_loop(scaled, samples, ema)
+    train_in_a_custom_loop(scaled, samples, ema)
     assert_average(ema, samples.weights)
     with pytest.raises(KeyboardInterrupt):
         fit(scaled, ema, Interrupting(), epochs=1)
     samples.weights.append(scaled.get_weights())
     ema.restore()
-    # No step of the optimizer, whose count would tell the same.
+    # Without optimizer steps, so that only `update` counts.
     for n in range(4):
         scaled.set_weights([w + n for w in scaled.get_weights()])
         samples.weights.append(scaled.get_weights())
@@ -216,7 +220,7 @@ def test_a_loop_after_fit_counts_each_of_its_steps_once(scaled):
     assert_average(ema, samples.weights)
 
 
-def train_in_a_loop(model, samples, ema):
+def train_in_a_custom_loop(model, samples, ema):
     x, y = data(10)
     ema.restore()
     for start in range(0, len(x), BATCH):
@@ -225,8 +229,8 @@ def train_in_a_loop(model, samples, ema):
         ema.update()
 
 
-class TwoOptimizers(keras.Model):
-    """A custom `train_step` that leaves the compiled optimizer idle."""
+class CustomTrainStep(keras.Model):
+    """A model whose `train_step` does not use the compiled optimizer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +243,7 @@ class TwoOptimizers(keras.Model):
         self.built = True
 
     def call(self, inputs: Any) -> Any:
-        """Predict."""
+        """Call the layer."""
         return self.layer(inputs)
 
 
@@ -260,38 +264,38 @@ def _other_step(self, data):
     return {"loss": keras.ops.sum(self.trainable_variables[0])}
 
 
-TwoOptimizers.train_step = (
+CustomTrainStep.train_step = (
     _jax_step if keras.config.backend() == "jax" else _other_step
 )
 
 
-def test_a_custom_train_step_with_an_idle_optimizer_is_counted():
+def test_steps_are_counted_if_train_step_does_not_use_the_optimizer():
     samples, ema = Samples(), EMA(0.9)
-    fit(compiled(TwoOptimizers()), samples, ema)
+    fit(compiled(CustomTrainStep()), samples, ema)
     assert len(samples.weights) == 20
     assert_average(ema, samples.weights)
 
 
-def test_an_idle_optimizer_with_loss_scaling_is_found_out():
-    """As Keras makes of any optimizer under the policy mixed_float16."""
+def test_an_unused_optimizer_with_loss_scaling_is_detected():
+    """Keras wraps all optimizers so under the policy mixed_float16."""
     samples, ema = Samples(), EMA(0.9)
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
-    fit(compiled(TwoOptimizers(), optimizer), samples, ema)
+    fit(compiled(CustomTrainStep(), optimizer), samples, ema)
     assert probe.counts(ema).averaged == 20
     assert_average(ema, samples.weights)
 
 
-@needs_groups
-def test_an_idle_optimizer_is_found_out_where_groups_may_be_short():
+@needs_several_batches_per_execution
+def test_an_unused_optimizer_is_detected_if_executions_may_be_short():
     samples, ema = Samples(), EMA(0.9)
-    model = compiled(TwoOptimizers(), steps_per_execution=2)
+    model = compiled(CustomTrainStep(), steps_per_execution=2)
     for _ in range(2):
         fit_generator(model, samples, ema, batches=8)
-    assert_average_of_groups(ema, samples.weights, [2] * 8)
+    assert_average_of_executions(ema, samples.weights, [2] * 8)
 
 
-def test_the_clock_counts_the_steps_of_a_loop():
+def test_the_clock_counts_the_steps_of_a_custom_training_loop():
     clock = StepClock()
     for _ in range(3):
         clock.tick()
-    assert clock.now == clock.reading().steps == 3
+    assert clock.now == clock.update_time().steps == 3

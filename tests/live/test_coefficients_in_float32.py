@@ -1,4 +1,4 @@
-"""Coefficients as tensors of the backend, against those of float64."""
+"""Coefficients computed by the backend, compared with those in float64."""
 
 import keras
 import numpy
@@ -10,12 +10,12 @@ from keras_wavg.schedules import (
     FromInitial,
     Power,
     Uniform,
-    WarmUpDecay,
+    WarmupDecay,
 )
 
 DECAYS = [
     kind(decay)
-    for kind in (ConstantDecay, WarmUpDecay)
+    for kind in (ConstantDecay, WarmupDecay)
     for decay in (0.0, 0.5, 0.999, 0.99999)
 ]
 SCHEDULES = [
@@ -33,8 +33,8 @@ def in_float32(schedule, *times):
     return float(schedule.coefficient(*tensors, keras.ops))
 
 
-@numpy.errstate(divide="ignore")  # a logarithm of nothing kept
-def test_they_are_those_of_float64():
+@numpy.errstate(divide="ignore")  # the logarithm of a decay of 0
+def test_coefficients_in_float32_equal_those_in_float64():
     for schedule in SCHEDULES:
         for times in ((1, 1), (2, 1), (50, 1), (40, 4), (10**6, 10)):
             expected = float(schedule.coefficient(*map(float, times)))

@@ -1,4 +1,4 @@
-"""Copies of callbacks: they have the arguments, and the average as arrays."""
+"""Copies of callbacks have their arguments, and the average as arrays."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ def copies(callback):
 @pytest.mark.parametrize(
     "name", ["default", "power_ema", "lawa", "swag", "fge"]
 )
-def test_a_copy_averages_another_training_as_the_callback_would(name):
+def test_a_copy_averages_a_new_training_like_the_original(name):
     new = make(name)
     for average in copies(new):
         fit(reused.dense(), average)
@@ -38,14 +38,14 @@ def test_a_copy_averages_another_training_as_the_callback_would(name):
 
 
 @pytest.mark.parametrize("name", AVERAGES)
-def test_a_callback_that_was_not_used_is_copied_without_an_average(name):
+def test_a_copy_of_an_unused_callback_has_no_average(name):
     for average in copies(make(name)):
         assert average.name == name
         with pytest.raises(ValueError, match="needs a model"):
             average.get_weights()
 
 
-def test_a_copy_has_no_part_in_the_model_of_the_callback():
+def test_a_copy_does_not_change_the_model_of_the_original():
     model, ema = reused.dense(), EMA(0.9)
     fit(model, ema)
     shown = model.get_weights()
@@ -57,7 +57,7 @@ def test_a_copy_has_no_part_in_the_model_of_the_callback():
         assert equal(again.get_weights(), ema.get_weights())
 
 
-def test_another_width_of_a_copy_needs_a_model():
+def test_a_copy_needs_a_model_to_compute_an_average_of_another_width():
     power = PowerEMA((0.05, 0.1))
     fit(reused.dense(), power)
     for again in copies(power):

@@ -1,7 +1,7 @@
-"""On many devices, averages live where their weights do, and stay at home.
+"""Averages on several devices are stored where their weights are.
 
-One training for each layout carries an average of each method and option. The
-tests look at what it has left, and go on from its files.
+A model is trained once for each layout, with an average for each method and
+option. The tests examine the result, and continue from its files.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ from models import fit_and_validate as fit
 from keras_wavg import EMA, FGE, LAWA, SWA, SWAG, AverageEvaluator
 
 backend = keras.config.backend()
-on_jax = pytest.mark.skipif(backend != "jax", reason="how JAX distributes")
+on_jax = pytest.mark.skipif(backend != "jax", reason="specific to JAX")
 on_tensorflow = pytest.mark.skipif(
-    backend != "tensorflow", reason="how TensorFlow distributes"
+    backend != "tensorflow", reason="specific to TensorFlow"
 )
 X = models.data(6)[0]
 OPTIONS = {
     "ema": {},
     "textbook": {"bias_correction": False},
-    "every": {"every": 3},
+    "every": {"every_steps": 3},
     "host": {"device": "cpu"},
 }
 
 
 def wide():
-    """Sizes that eight devices can share, and names that a file can use."""
+    """A model with named layers and dimensions that eight devices can share."""
     keras.utils.set_random_seed(1)
     return compiled(
         keras.Sequential(
@@ -58,7 +58,7 @@ def new():
 
 
 def each_average():
-    """One of each method and option by name; the last is swapped in."""
+    """An average for each method and option; the last is swapped in."""
     emas = [
         EMA(0.9, swap=False, name=name, **options)
         for name, options in OPTIONS.items()
@@ -68,13 +68,13 @@ def each_average():
         LAWA(2, every_steps=3, swap=False, name="lawa"),
         SWAG(rank=2, swap=False, name="swag"),
         FGE(4),
-        SWA(bn_data=X, name="measured"),
+        SWA(batch_norm_data=X, name="measured"),
     ]
     return {average.name: average for average in (*emas, *others)}
 
 
 def fit_all(model, averages, *callbacks, epochs):
-    """The callbacks hear of a batch before the average goes in."""
+    """Train, with `callbacks` called before the last average is swapped in."""
     *others, swapped = averages.values()
     fit(model, *others, *callbacks, swapped, epochs=epochs)
 
@@ -88,7 +88,7 @@ def all_counts(averages):
 
 
 def train(model, *callbacks):
-    """A training of a model, and what it has left in each average."""
+    """Train a model, and return its weights and averages."""
     averages, samples = each_average(), models.Samples()
     fit_all(model, averages, samples, *callbacks, epochs=2)
     shown = model.get_weights()
@@ -107,15 +107,15 @@ def train(model, *callbacks):
 
 
 def save(run, path):
-    """Save it while another average is in the model."""
+    """Save a run while another average is swapped in."""
     with run.averages["host"].applied():
         run.nested = run.model.get_weights()
         run.model.save_weights(path)
     run.file = path
 
 
-def go_on(model, averages, *callbacks):
-    """Train an epoch more, and tell what came of it."""
+def train_another_epoch(model, averages, *callbacks):
+    """Train another epoch, and return the weights, counts and history."""
     averages["measured"].restore()
     fit_all(model, averages, *callbacks, epochs=1)
     return SimpleNamespace(
@@ -127,7 +127,7 @@ def go_on(model, averages, *callbacks):
 
 
 def loaded(model, path):
-    """What a new process would have after loading a file."""
+    """Load a file with new averages, as in a new process."""
     averages = each_average()
     for average in averages.values():
         average.set_model(model)
@@ -145,7 +145,7 @@ def assert_same_now(run, model, averages):
 
 
 def assert_same_later(received, expected):
-    # Sums over eight threads are not the same to the last bit each time.
+    # Sums over eight threads are not bitwise reproducible.
     assert_near(received.received, expected.received)
     assert received.counts == expected.counts
 
@@ -156,13 +156,13 @@ def assert_near(received, expected):
         assert error < 1e-5, name
 
 
-def assert_as_defined(run):
+def assert_equal_to_definition(run):
     for name in OPTIONS:
         ema = run.averages[name]
         expected = reference.ema(
             run.samples.weights,
             0.9,
-            every=ema.every,
+            every=ema.every_steps,
             initial=None if ema.bias_correction else run.samples.initial,
         )
         error = reference.relative_error(run.received[name], expected)
@@ -192,7 +192,7 @@ def model_parallel():
 
 @contextlib.contextmanager
 def distributed(layout):
-    """Context in which Keras spreads models over the devices."""
+    """Context in which Keras distributes models over the devices."""
     keras.distribution.set_distribution(layout())
     try:
         yield
@@ -211,61 +211,63 @@ def layout(request):
 
 @pytest.fixture(scope="module")
 def alone():
-    """A training on one device."""
+    """A run on one device."""
     return train(wide())
 
 
 @pytest.fixture(scope="module")
 def sharded(layout, tmp_path_factory):
-    """A training on eight devices, its files, and how it went on."""
-    folder = tmp_path_factory.mktemp("sharded")
+    """A run on eight devices, its files, and another epoch of it."""
+    directory = tmp_path_factory.mktemp("sharded")
     with distributed(layout):
-        orbax = keras.callbacks.OrbaxCheckpoint(folder / "orbax")
+        orbax = keras.callbacks.OrbaxCheckpoint(directory / "orbax")
         run = train(wide(), orbax)
         orbax.wait_until_finished()
-        run.orbax = folder / "orbax"
+        run.orbax = directory / "orbax"
         run.averages["swag"].predict(X, samples=2, verbose=0)
-        run.places = [weight.value.sharding for weight in wide().weights]
-        assert_laid_out(run.model, run)
-        save(run, folder / "a.weights.h5")
-        run.later = go_on(run.model, run.averages)
+        run.shardings = [weight.value.sharding for weight in wide().weights]
+        assert_sharded_like_a_new_model(run.model, run)
+        save(run, directory / "a.weights.h5")
+        run.later = train_another_epoch(run.model, run.averages)
     return run
 
 
-def assert_laid_out(model, run):
-    """Each weight lies where it lies in a new model."""
-    for weight, place in zip(model.weights, run.places, strict=True):
-        assert weight.value.sharding.is_equivalent_to(place, len(weight.shape))
+def assert_sharded_like_a_new_model(model, run):
+    """Check that each weight is sharded as in a new model."""
+    for weight, sharding in zip(model.weights, run.shardings, strict=True):
+        assert weight.value.sharding.is_equivalent_to(
+            sharding, len(weight.shape)
+        )
         assert len(weight.value.devices()) == 8
 
 
-def assert_averages_lie_where_their_weights_do(averages):
+def assert_averages_sharded_like_their_weights(averages):
     for name in set(OPTIONS) - {"host"}:
         for variable, array in probe.stored(averages[name]):
-            place = variable.value.sharding
-            assert array.sharding.is_equivalent_to(place, array.ndim)
+            sharding = variable.value.sharding
+            assert array.sharding.is_equivalent_to(sharding, array.ndim)
             assert len(array.devices()) == 8
 
 
-def assert_goes_on(run, model, averages):
-    """What was loaded is the run, and trains on as the run has."""
-    assert_laid_out(model, run)
-    assert_averages_lie_where_their_weights_do(averages)
+def assert_continues(run, model, averages):
+    """Check that a loaded run is equal, and continues as the saved one."""
+    assert_sharded_like_a_new_model(model, run)
+    assert_averages_sharded_like_their_weights(averages)
     assert_same_now(run, model, averages)
-    assert_same_later(go_on(model, averages), run.later)
-    assert_laid_out(model, run)
+    assert_same_later(train_another_epoch(model, averages), run.later)
+    assert_sharded_like_a_new_model(model, run)
 
 
 @on_jax
-def test_sharded_averages_are_those_of_one_device(sharded, alone):
-    assert_as_defined(sharded)
+def test_sharded_averages_equal_those_on_one_device(sharded, alone):
+    assert_equal_to_definition(sharded)
     assert equal(sharded.raw, sharded.samples.weights[-1])
     assert_near(sharded.received, alone.received)
 
 
 @on_jax
-def test_averages_are_sharded_as_their_weights_are(layout, sharded):
-    assert_averages_lie_where_their_weights_do(sharded.averages)
+def test_averages_are_sharded_like_their_weights(layout, sharded):
+    assert_averages_sharded_like_their_weights(sharded.averages)
     for name in set(OPTIONS) - {"host"}:
         split = [
             v
@@ -276,18 +278,20 @@ def test_averages_are_sharded_as_their_weights_are(layout, sharded):
 
 
 @on_jax
-def test_a_sharded_run_goes_on_from_its_file(layout, sharded):
+def test_training_continues_from_the_file_of_a_sharded_model(layout, sharded):
     with distributed(layout):
         model = new()
         averages = loaded(model, sharded.file)
         assert equal(model.get_weights(), sharded.nested)
         averages["measured"].apply()
-        assert_goes_on(sharded, model, averages)
+        assert_continues(sharded, model, averages)
 
 
 @on_jax
-def test_a_loaded_average_has_no_part_in_a_sharded_model(layout, sharded):
-    """The step that trains on destroys the arrays that the model had."""
+def test_a_loaded_average_shares_no_memory_with_a_sharded_model(
+    layout, sharded
+):
+    """JAX donates the arrays of the model to the next training step."""
     x, y = models.data(1)
     with distributed(layout):
         model = new()
@@ -301,14 +305,14 @@ def test_a_loaded_average_has_no_part_in_a_sharded_model(layout, sharded):
 
 @on_jax
 def test_an_orbax_checkpoint_is_loaded_without_a_distribution(layout, sharded):
-    """The weights lie where they were, and an average where its weight is.
+    """Weights are sharded as they were saved, and averages as their weights.
 
     Keras trains a model only under the distribution that it was built under.
     """
     model = new()
     averages = loaded(model, sharded.orbax)
-    assert_laid_out(model, sharded)
-    assert_averages_lie_where_their_weights_do(averages)
+    assert_sharded_like_a_new_model(model, sharded)
+    assert_averages_sharded_like_their_weights(averages)
     with distributed(layout):
         assert_same_now(sharded, model, averages)
 
@@ -317,7 +321,7 @@ def test_an_orbax_checkpoint_is_loaded_without_a_distribution(layout, sharded):
 def test_an_orbax_checkpoint_is_loaded_into_a_sharded_model(layout, sharded):
     with distributed(layout):
         model = new()
-        assert_goes_on(sharded, model, loaded(model, sharded.orbax))
+        assert_continues(sharded, model, loaded(model, sharded.orbax))
 
 
 @on_jax
@@ -328,7 +332,7 @@ def test_an_update_moves_no_weight_between_devices(layout, sharded):
 
 
 @on_jax
-def test_moving_a_weight_between_devices_would_be_found(layout, sharded):
+def test_moving_a_weight_between_devices_would_be_detected(layout, sharded):
     import jax
 
     weight = sharded.model.weights[0].value
@@ -343,8 +347,8 @@ def test_moving_a_weight_between_devices_would_be_found(layout, sharded):
     assert found == (layout is model_parallel)
 
 
-# TensorFlow. All models have the same shapes: it numbers the sums over replicas
-# anew for each, and takes them for the same ones.
+# TensorFlow. All models have the same shapes: TensorFlow numbers the sums over
+# replicas separately for each model, and would confuse those of other shapes.
 
 
 def mirrored():
@@ -371,14 +375,14 @@ class Replicas(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def mirrored_run(tmp_path_factory):
-    """A training on two replicas, its file, and how it went on."""
+    """A run on two replicas, its file, and another epoch of it."""
     each = Replicas()
     run = train(mirrored(), each)
     run.replicas = each.weights
     run.averages["swag"].predict(X, samples=2, verbose=0)
     run.replicas_shown = replicas(run.model)
-    folder = tmp_path_factory.mktemp("mirrored")
-    save(run, folder / "a.weights.h5")
+    directory = tmp_path_factory.mktemp("mirrored")
+    save(run, directory / "a.weights.h5")
     run.averages["measured"].restore()
     run.replicas_restored = replicas(run.model)
     run.replicas_applied = {}
@@ -386,14 +390,14 @@ def mirrored_run(tmp_path_factory):
         with average.applied():
             run.replicas_applied[name] = replicas(run.model)
     run.averages["measured"].apply()
-    run.later = go_on(run.model, run.averages)
+    run.later = train_another_epoch(run.model, run.averages)
     run.later.replicas = replicas(run.model)
     return run
 
 
 @pytest.fixture(scope="module")
 def resumed(mirrored_run):
-    """Goes on from the file, with an evaluator that the run did not have."""
+    """Another epoch from the file, with an evaluator that the run lacked."""
     model = mirrored()
     averages = loaded(model, mirrored_run.file)
     assert equal(model.get_weights(), mirrored_run.nested)
@@ -402,14 +406,14 @@ def resumed(mirrored_run):
     evaluator = AverageEvaluator(
         *models.data(2, seed=1), averages=[averages["measured"]]
     )
-    later = go_on(model, averages, evaluator)
+    later = train_another_epoch(model, averages, evaluator)
     later.replicas = replicas(model)
     return later
 
 
 @on_tensorflow
-def test_mirrored_averages_are_as_defined(mirrored_run):
-    assert_as_defined(mirrored_run)
+def test_mirrored_averages_equal_their_definition(mirrored_run):
+    assert_equal_to_definition(mirrored_run)
     assert equal(*mirrored_run.replicas_shown)
     assert equal(mirrored_run.raw, mirrored_run.samples.weights[-1])
     for name, received in mirrored_run.received.items():
@@ -420,7 +424,7 @@ def test_mirrored_averages_are_as_defined(mirrored_run):
 
 @on_tensorflow
 @pytest.mark.parametrize("average", [EMA(0.9), LAWA(2, every_steps=3)])
-def test_a_fit_in_the_scope_of_its_strategy_is_averaged_as_outside(average):
+def test_a_fit_in_the_scope_of_its_strategy_has_the_same_average(average):
     found = []
     for is_inside in (False, True):
         model, averages = mirrored(), copy.deepcopy(average)
@@ -433,12 +437,14 @@ def test_a_fit_in_the_scope_of_its_strategy_is_averaged_as_outside(average):
 
 
 @on_tensorflow
-def test_a_mirrored_run_goes_on_from_its_file(mirrored_run, resumed):
+def test_training_continues_from_the_file_of_a_mirrored_model(
+    mirrored_run, resumed
+):
     assert_same_later(resumed, mirrored_run.later)
 
 
 @on_tensorflow
-def test_a_mirrored_run_is_the_same_with_an_evaluator(mirrored_run, resumed):
+def test_an_evaluator_does_not_change_mirrored_training(mirrored_run, resumed):
     expected, received = mirrored_run.later, resumed
     assert expected.history.items() <= received.history.items()
     assert equal(received.shown, expected.shown)
@@ -449,10 +455,10 @@ def test_a_mirrored_run_is_the_same_with_an_evaluator(mirrored_run, resumed):
 
 
 @on_tensorflow
-def test_each_replica_has_moving_statistics_of_its_own_between_swaps(
+def test_replicas_have_different_moving_statistics_between_swaps(
     mirrored_run,
 ):
-    """The average is of the first replica's, as Keras' own files are."""
+    """The average uses those of the first replica, as files of Keras do."""
     first, second = mirrored_run.replicas
     differs = {
         variable.path.split("/")[-1]

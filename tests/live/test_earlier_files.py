@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote still load, see `tests/fixtures`."""
+"""Files that earlier versions wrote can be loaded, see `tests/fixtures`."""
 
 import itertools
 from pathlib import Path
@@ -16,7 +16,7 @@ EXPECTED = numpy.load(FIXTURES / "version_2.npz")
 
 
 def expected(name):
-    """The arrays of a name, in the order of the model's weights."""
+    """The saved arrays of a name, in the order of the model's weights."""
     keys = (f"{name}/{i}" for i in itertools.count())
     return [
         EXPECTED[k] for k in itertools.takewhile(EXPECTED.__contains__, keys)
@@ -40,10 +40,16 @@ def new_model():
 
 
 def averages_of_the_files():
-    """Averages as they were when the files were written."""
+    """Averages with the arguments that they had in the files."""
     return [
         EMA(0.9),
-        EMA(0.9, bias_correction=False, every=3, swap=False, name="textbook"),
+        EMA(
+            0.9,
+            bias_correction=False,
+            every_steps=3,
+            swap=False,
+            name="textbook",
+        ),
         PowerEMA((0.05, 0.1), swap=False, name="power"),
         SWA(swap=False),
         LAWA(2, swap=False),
@@ -61,7 +67,7 @@ def loaded(model, averages, file):
 
 
 @pytest.mark.parametrize("file", ["raw_in_model", "average_in_model"])
-def test_a_file_of_version_2_gives_all_averages_and_raw_weights(file):
+def test_loading_a_version_2_file_restores_all_averages_and_raw_weights(file):
     model, averages = new_model(), averages_of_the_files()
     loaded(model, averages, file)
     assert probe.is_in_model(averages[0]) == (file == "average_in_model")
@@ -75,7 +81,7 @@ def test_a_file_of_version_2_gives_all_averages_and_raw_weights(file):
     assert models.equal(model.get_weights(), expected("raw"))
 
 
-def test_training_goes_on_from_a_file_of_version_2():
+def test_training_continues_from_a_version_2_file():
     model, averages = new_model(), averages_of_the_files()
     loaded(model, averages, "average_in_model")
     x = numpy.random.default_rng(1).normal(size=(16, 3))
@@ -85,7 +91,7 @@ def test_training_goes_on_from_a_file_of_version_2():
     assert not models.equal(model.get_weights(), expected("raw"))
 
 
-def test_weights_that_were_to_be_overwritten_are_once_they_are_loaded():
+def test_loading_a_version_2_file_applies_a_pending_overwrite():
     model, lookahead = new_model(), Lookahead(5)
     loaded(model, [lookahead], "overwritten")
     assert models.equal(lookahead.get_weights(), expected("slow"))

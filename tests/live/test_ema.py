@@ -1,4 +1,4 @@
-"""EMA through `model.fit`, against the definition in float64."""
+"""`EMA` in `model.fit`, compared with its definition in float64."""
 
 from typing import Any, NamedTuple
 
@@ -22,15 +22,15 @@ def fit(model, *callbacks, epochs=5, **options):
 
 
 def assert_average(ema, samples, **options):
-    """Compare with the definition, which begins where the average does."""
+    """Compare with the definition, from the step where the average starts."""
     if not ema.bias_correction:
-        before = [samples.initial, *samples.weights][ema.start]
+        before = [samples.initial, *samples.weights][ema.start_step]
         options.setdefault("initial", before)
     expected = reference.ema(
         samples.weights,
         ema.decay,
-        every=ema.every,
-        start=ema.start,
+        every=ema.every_steps,
+        start=ema.start_step,
         warmup=ema.warmup,
         **options,
     )
@@ -39,48 +39,44 @@ def assert_average(ema, samples, **options):
 
 # `dense` and `batch_norm` are averaged in the next tests.
 @pytest.mark.parametrize("kind", ["nested", "shared", "subclassed", "lazy"])
-def test_models_of_every_kind_are_averaged_as_defined(kind):
+def test_the_average_is_as_defined_for_models_of_every_kind(kind):
     samples, ema = Samples(), EMA(0.97)
     fit(compiled(models.KINDS[kind]()), samples, ema)
     assert len(samples.weights) == 50
     assert_average(ema, samples)
 
 
-def averages_of_every_kind():
-    """Each with and without bias correction, and one to swap in."""
-    yield EMA(half_life=10)
+def averages_with_every_option():
+    """Averages with and without bias correction; the first is swapped in."""
+    yield EMA(0.5**0.1)
     for decay, warmup, every, start in [
         (0.9, True, 1, 0),
         (0.99999, True, 4, 17),
         (0.0, False, 7, 0),
-        # The end of an epoch: the average above is in the model by then, and
-        # a textbook average is to begin with the raw weights beneath it.
+        # At the end of an epoch the model holds the first average, and a
+        # textbook average must start from the raw weights.
         (0.9, False, 1, 10),
     ]:
         for bias_correction in (False, True):
             yield EMA(
                 decay,
                 warmup=warmup,
-                every=every,
-                start=start,
+                every_steps=every,
+                start_step=start,
                 bias_correction=bias_correction,
                 swap=False,
                 name=f"every-{every}-from-{start}-{bias_correction}",
             )
 
 
-def test_averages_of_every_kind_ride_along_in_one_fit_as_defined():
-    samples, averages = Samples(), [*averages_of_every_kind()]
+def test_averages_with_every_option_are_as_defined_in_one_fit():
+    samples, averages = Samples(), [*averages_with_every_option()]
     fit(compiled(models.dense()), samples, *averages)
     for ema in averages:
         assert_average(ema, samples)
 
 
-def test_half_life_is_another_way_to_say_decay():
-    assert EMA(half_life=10).decay == pytest.approx(0.5**0.1)
-
-
-def test_warm_up_without_bias_correction_is_the_one_of_tensorflow():
+def test_warm_up_without_bias_correction_is_that_of_tensorflow():
     """`tf.train.ExponentialMovingAverage(.25, num_updates=1)` keeps 2/11."""
     model = compiled(models.dense())
     ema = EMA(0.25, warmup=True, bias_correction=False)
@@ -92,9 +88,9 @@ def test_warm_up_without_bias_correction_is_the_one_of_tensorflow():
     assert reference.relative_error(ema.get_weights(), expected) < LIMIT
 
 
-# What a CPU does by default is one of these on JAX, and neither elsewhere.
+# The default on a CPU is one of these on JAX, and neither elsewhere.
 @pytest.mark.parametrize("option", ["run_eagerly", "jit_compile"])
-def test_averages_are_the_same_however_the_step_is_compiled(option):
+def test_the_average_is_as_defined_however_the_step_is_compiled(option):
     if option == "jit_compile" and keras.config.backend() == "torch":
         pytest.skip("torch.compile needs a C++ toolchain and a minute")
     samples, ema = Samples(), EMA(0.97)
@@ -103,14 +99,14 @@ def test_averages_are_the_same_however_the_step_is_compiled(option):
 
 
 def batch_norm_and_count():
-    """A model that has an integer among its weights."""
+    """A model with an integer among its weights."""
     model = models.batch_norm()
     model.add_weight((), "ones", dtype="int32", trainable=False, name="count")
     return compiled(model)
 
 
 def train(*callbacks):
-    """The trained model, and the losses of its epochs."""
+    """Train a model; return it and the losses of its epochs."""
     model = batch_norm_and_count()
     history = fit(model, *callbacks, epochs=3, validation_split=0.2).history
     return model, history["loss"]
@@ -126,11 +122,16 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained():
-    """One training with three averages, all of them out of the model again."""
+    """A training with three averages; the model holds the raw weights."""
     samples, swapped = Samples(), EMA(0.97)
     kernels = EMA(0.97, include=r"kernel$", swap=False, name="kernels")
     textbook = EMA(
-        0.97, every=3, start=4, bias_correction=False, swap=False, name="late"
+        0.97,
+        every_steps=3,
+        start_step=4,
+        bias_correction=False,
+        swap=False,
+        name="late",
     )
     model, losses = train(samples, swapped, kernels, textbook)
     swapped.restore()
@@ -141,7 +142,7 @@ def test_moving_statistics_are_averaged_as_defined(trained):
     assert_average(trained.swapped, trained.samples)
 
 
-def test_training_is_that_of_fit_without_the_averages(trained):
+def test_averages_do_not_change_training(trained):
     samples = Samples()
     model, losses = train(samples)
     assert trained.losses == losses
@@ -150,8 +151,8 @@ def test_training_is_that_of_fit_without_the_averages(trained):
     assert equal(trained.model.get_weights(), model.get_weights())
 
 
-def test_training_is_the_same_without_a_batch_hook_beside_ours(trained):
-    """Keras dispatches its own hooks otherwise when nobody has a batch hook."""
+def test_training_is_the_same_without_other_batch_hooks(trained):
+    """Keras calls hooks in another way if no other callback has batch hooks."""
     ema = EMA(0.97, include=lambda path: "kernel" in path)
     model, losses = train(ema)
     assert losses == trained.losses
@@ -160,7 +161,7 @@ def test_training_is_the_same_without_a_batch_hook_beside_ours(trained):
     assert equal(model.get_weights(), ema.get_weights())
 
 
-def test_what_is_not_included_stays_raw(trained):
+def test_excluded_weights_keep_their_raw_values(trained):
     averaged = reference.ema(trained.samples.weights, 0.97)
     for weight, received, average, raw in zip(
         trained.model.weights,
@@ -175,7 +176,7 @@ def test_what_is_not_included_stays_raw(trained):
             assert numpy.array_equal(received, raw)
 
 
-def test_the_averaged_model_is_made_of_get_weights(trained):
+def test_a_plain_model_with_the_averaged_weights_has_the_same_score(trained):
     x, y = data()
     with trained.swapped.applied():
         expected = trained.model.evaluate(x, y, verbose=0)
@@ -190,7 +191,7 @@ def test_random_seeds_and_integers_are_not_averaged(trained):
     assert [w.dtype.kind for w in received].count("i") == 1
 
 
-def test_a_long_run_from_known_weights_agrees_on_every_backend():
+def test_the_average_of_given_weights_agrees_on_every_backend():
     """The weights are given, so every backend averages the same numbers.
 
     Each is within 5e-7 of float64, so any two are within 1e-6 of each other.
@@ -232,7 +233,7 @@ def test_half_precision_weights_are_averaged_in_float32():
 
 @pytest.fixture
 def dtype_policy(request):
-    """Set for a test, and for no fixture of the next one."""
+    """Set for one test, and reset before fixtures of the next one."""
     keras.config.set_dtype_policy(request.param)
     yield request.param
     keras.config.set_dtype_policy("float32")
@@ -241,9 +242,9 @@ def dtype_policy(request):
 @pytest.mark.parametrize(
     "dtype_policy", ["mixed_float16", "bfloat16", "float64"], indirect=True
 )
-def test_every_dtype_policy_is_averaged_as_defined(dtype_policy):
+def test_averages_are_as_defined_with_every_dtype_policy(dtype_policy):
     if dtype_policy == "float64" and keras.config.backend() == "jax":
-        pytest.skip("JAX has float64 only where jax_enable_x64 is set")
+        pytest.skip("JAX has float64 only with jax_enable_x64")
     # float16 training skips the steps whose gradients overflow.
     steps, samples, ema = Steps(), Samples(), EMA(0.97)
     means = [LAWA(2, swap=False), SWAG(swap=False)]
@@ -265,7 +266,7 @@ def test_every_dtype_policy_is_averaged_as_defined(dtype_policy):
 
 
 def test_scales_of_float8_training_are_not_averaged():
-    """No optimizer steps them, and each step makes them anew."""
+    """No optimizer updates them: each step computes them from scratch."""
     model, ema = models.dense(), EMA(0.9)
     model.quantize("float8")
     scales = [
@@ -281,7 +282,7 @@ def test_scales_of_float8_training_are_not_averaged():
     assert id(model.layers[0].kernel) in averaged
 
 
-def test_layers_frozen_between_two_fits_stay_aligned():
+def test_the_average_is_right_if_layers_are_frozen_between_two_fits():
     model, samples, ema = models.batch_norm(), Samples(), EMA(0.97)
     first, second = model.layers[:2]
     first.trainable = False
@@ -294,10 +295,10 @@ def test_layers_frozen_between_two_fits_stay_aligned():
     assert_average(ema, samples)
 
 
-def test_loops_without_fit_are_averaged_as_defined():
+def test_in_a_custom_training_loop_the_average_is_as_defined():
     model = compiled(models.batch_norm())
     x, y = data(1)
-    ema, walk = EMA(0.9, every=2), []
+    ema, walk = EMA(0.9, every_steps=2), []
     ema.set_model(model)
     for _ in range(20):
         model.train_on_batch(x, y)

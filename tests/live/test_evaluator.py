@@ -46,7 +46,7 @@ def fit(model, *callbacks, epochs=2, **options):
 
 @functools.cache
 def scorer(build):
-    """Of the weights of other models."""
+    """A model that measures the weights of other models."""
     return compiled(build())
 
 
@@ -57,7 +57,7 @@ def score_of(weights, build=models.dense):
 
 
 def score(model):
-    """What `evaluate` gives, of one batch and sooner."""
+    """The result of `evaluate`, computed faster in one batch."""
     model.reset_metrics()
     return float(model.test_on_batch(X_VAL, Y_VAL))
 
@@ -69,7 +69,7 @@ def saved_score(path):
 
 
 def test_each_width_of_a_power_function_average_has_its_score(dense, tmp_path):
-    power = PowerEMA((0.05, 0.2), snapshots=tmp_path)
+    power = PowerEMA((0.05, 0.2), snapshot_dir=tmp_path)
     history = fit(dense, power, evaluator(power))
     assert sorted(key for key in history if key.startswith("power")) == [
         "power_ema_0.05_val_loss",
@@ -83,7 +83,7 @@ def test_each_width_of_a_power_function_average_has_its_score(dense, tmp_path):
 
 
 class EpochEnds(keras.callbacks.Callback):
-    """Records what the model and the averages hold at the ends of epochs."""
+    """Records the weights of the model and the averages after each epoch."""
 
     def __init__(self, *averages: Any) -> None:
         super().__init__()
@@ -100,12 +100,12 @@ def averages():
     return [
         EMA(0.8),
         LAWA(2, swap=False),
-        SWAG(every_steps=4, swap=False, bn_data=X),
+        SWAG(every_steps=4, swap=False, batch_norm_data=X),
         FGE(cycle_steps=4),
     ]
 
 
-def test_each_score_is_that_of_the_weights_set_by_hand():
+def test_each_score_is_that_of_a_plain_model_with_the_same_weights():
     several, samples = averages(), Samples()
     ends = EpochEnds(*several)
     callbacks = [samples, *several, evaluator(*several), ends]
@@ -129,7 +129,7 @@ class Fitted(NamedTuple):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """What several evaluators told in one training, and what it ended on."""
+    """Scores of several evaluators in one training, and its final weights."""
     ema = EMA(0.8)
     kernels = EMA(0.95, swap=False, name="kernels", include="kernel$")
     lawa = LAWA(start_epoch=2, swap=False)
@@ -140,7 +140,7 @@ def fitted(tmp_path_factory):
         *(keras.callbacks.CSVLogger(path), ema, kernels, lawa),
         evaluator(ema, kernels, lawa),
         *(
-            evaluator(ema, every=4, name=name, **options)
+            evaluator(ema, every_epochs=4, name=name, **options)
             for name, options in OPTIONS.items()
         ),
         epochs=4,
@@ -160,7 +160,7 @@ OPTIONS = {
 }
 
 
-def test_what_an_average_leaves_out_is_raw_while_another_is_in_the_model(
+def test_excluded_weights_are_raw_while_another_average_is_swapped_in(
     fitted,
 ):
     received = fitted.history["kernels_val_loss"][-1]
@@ -182,7 +182,7 @@ def test_the_score_of_the_swapped_average_is_that_of_validation(fitted):
     assert history["val_loss"] != history["raw_val_loss"]
 
 
-def test_every_metric_has_a_column_from_the_first_epoch_on(fitted):
+def test_every_metric_has_a_column_from_the_first_epoch(fitted):
     averages = {
         "val": ["raw", "ema", "kernels", "lawa"],
         **{name: ["raw", "ema"] for name in OPTIONS},
@@ -196,16 +196,16 @@ def test_every_metric_has_a_column_from_the_first_epoch_on(fitted):
         numpy.testing.assert_array_equal(logged, fitted.history[key])
 
 
-def test_before_its_first_update_an_average_scores_as_the_raw_weights(fitted):
+def test_before_its_first_update_an_average_has_the_raw_score(fitted):
     raw, averaged = (
         fitted.history[f"{key}_val_loss"] for key in ("raw", "lawa")
     )
-    # The first sample is its mean.
+    # After one sample, the mean is that sample.
     same = numpy.equal(raw, averaged).tolist()
     assert same == [True, True, True, False]
 
 
-def test_epochs_between_evaluations_are_nan(fitted):
+def test_scores_are_nan_in_epochs_without_an_evaluation(fitted):
     for key in ("raw", "ema"):
         values = fitted.history[f"{key}_few_loss"]
         measured = [not numpy.isnan(value) for value in values]
@@ -254,7 +254,7 @@ def monte_carlo():
     [reused.batch_norm, reused.Reused(monte_carlo)],
     ids=["batch_norm", "draws in evaluations"],
 )
-def test_training_and_what_it_ends_on_are_the_same_without_it(build):
+def test_an_evaluator_changes_neither_training_nor_its_final_weights(build):
     received = []
     validation = {"validation_data": (X, Y), "validation_freq": 2}
     for evaluated in (False, True):
@@ -296,12 +296,12 @@ def test_scores_are_right_when_steps_run_eagerly():
         assert score == pytest.approx(expected, rel=1e-5)
 
 
-# So large a learning rate that the best epoch comes soon.
+# With this large learning rate the best epoch comes early.
 unsteady = reused.Reused(models.dense, lambda: keras.optimizers.SGD(0.4))
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=str)
-def test_logged_score_file_and_restored_model_are_the_same_weights(
+def test_the_logged_score_the_file_and_the_restored_model_agree(
     order, tmp_path
 ):
     ema, options = EMA(0.8), {"monitor": "ema_val_loss", "mode": "min"}
@@ -344,7 +344,7 @@ def test_without_swap_the_best_raw_weights_are_saved(position, tmp_path):
     assert history["ema_val_loss"][-1] != history["raw_val_loss"][-1]
 
 
-def test_an_average_that_begins_late_can_still_be_the_best(dense, tmp_path):
+def test_an_average_that_starts_late_can_still_be_the_best(dense, tmp_path):
     swa, path = SWA(2), tmp_path / "best.weights.h5"
     best = keras.callbacks.ModelCheckpoint(
         path,
@@ -377,7 +377,7 @@ def test_with_data_of_unknown_length_the_order_does_not_matter():
     assert received[0] == received[1]
 
 
-def test_a_second_fit_goes_on_with_the_same_callbacks(dense):
+def test_a_second_fit_continues_with_the_same_callbacks(dense):
     ema, again = EMA(0.8), EMA(0.8)
     callbacks = [ema, evaluator(ema)]
     first = fit(dense, *callbacks, shuffle=False, epochs=1)
@@ -389,8 +389,10 @@ def test_a_second_fit_goes_on_with_the_same_callbacks(dense):
     assert first[key] + second[key] == whole[key]
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="Keras refuses it there")
-def test_with_several_steps_an_execution_the_scores_are_right(dense):
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="torch has no `steps_per_execution`"
+)
+def test_scores_are_right_with_steps_per_execution(dense):
     received = []
     for model in (dense, compiled(models.dense(), steps_per_execution=4)):
         ema = EMA(0.8)
@@ -402,14 +404,14 @@ def test_with_several_steps_an_execution_the_scores_are_right(dense):
 
 
 class Stop(keras.callbacks.Callback):
-    """Stops in mid-epoch."""
+    """Stops training in the middle of an epoch."""
 
     def on_train_batch_end(self, batch, logs=None):
         if batch == 3:
             self.model.stop_training = True
 
 
-def test_an_early_stop_in_mid_epoch_is_evaluated_too(dense):
+def test_an_epoch_that_is_stopped_early_is_evaluated(dense):
     ema, samples = EMA(0.8), Samples()
     history = fit(dense, Stop(), samples, ema, evaluator(ema))
     assert history["raw_val_loss"] == [score_of(samples.weights[-1])]
@@ -417,7 +419,7 @@ def test_an_early_stop_in_mid_epoch_is_evaluated_too(dense):
 
 
 class Counted(models.Subclassed):
-    """Counts how often Python runs it."""
+    """Counts its calls from Python."""
 
     calls = 0
 
@@ -426,19 +428,19 @@ class Counted(models.Subclassed):
         return super().call(inputs, training=training)
 
 
-def test_the_test_function_of_a_model_built_by_a_batch_is_compiled_once():
+def test_a_model_built_by_its_first_batch_compiles_evaluation_once():
     model, ema, lawa = compiled(Counted()), EMA(0.8), LAWA(swap=False)
     callbacks = [ema, lawa, evaluator(ema, lawa)]
     fit(model, *callbacks, epochs=1)
     traced = model.calls
     history = fit(model, *callbacks)
-    # On torch every batch is run by Python.
+    # On torch, Python runs every batch.
     assert (model.calls == traced) == (BACKEND != "torch")
     assert history["ema_val_loss"][-1] == pytest.approx(score(model), rel=1e-6)
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches by their number."""
+    """Batches by index."""
 
     def __len__(self):
         return 4
@@ -475,7 +477,7 @@ if BACKEND == "torch":
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_all_that_can_be_gone_through_again_is_data(dense):
+def test_data_may_be_anything_that_can_be_iterated_again(dense):
     ema = EMA(0.8)
     evaluators = [
         AverageEvaluator(*arguments(), averages=[ema], name=name)
@@ -489,7 +491,7 @@ def test_all_that_can_be_gone_through_again_is_data(dense):
 
 
 class Failing(Batches):
-    """Fails at a batch, once it is told to."""
+    """Raises an error at a batch while `fails` is set."""
 
     fails = False
 
@@ -505,7 +507,7 @@ class Failing(Batches):
 
 
 class FailLater(keras.callbacks.Callback):
-    """Lets data fail in the second epoch."""
+    """Makes the data raise an error in the second epoch."""
 
     def __init__(self, failing):
         super().__init__()
@@ -515,7 +517,7 @@ class FailLater(keras.callbacks.Callback):
         self.failing.fails = epoch == 1
 
 
-def test_an_error_in_an_evaluation_loses_nothing(aborted):
+def test_training_continues_after_an_error_in_an_evaluation(aborted):
     ema = EMA(0.8)
     for error, at, options in [
         (KeyError, 0, {}),
@@ -523,11 +525,11 @@ def test_an_error_in_an_evaluation_loses_nothing(aborted):
         # After validation, too.
         (KeyboardInterrupt, 0, {"validation_data": (X, Y)}),
     ]:
-        failing, samples = Failing(error("my own"), at), Samples()
+        failing, samples = Failing(error("no data"), at), Samples()
         scores = AverageEvaluator(failing, averages=[ema])
         callbacks = [samples, ema, FailLater(failing), scores]
-        # TensorFlow wraps it in one of its own.
-        with pytest.raises((error, Exception), match="my own"):
+        # TensorFlow wraps the error in another one.
+        with pytest.raises((error, Exception), match="no data"):
             fit(aborted, *callbacks, **options)
         averaged = [
             numpy.asarray(w, v.dtype)
@@ -549,7 +551,7 @@ def test_an_error_in_an_evaluation_loses_nothing(aborted):
     [
         ({"x": iter([X])}, "`x` must be data .* an iterator. Pass arrays"),
         ({"averages": []}, r"a list of at least one .* averages=\[\]"),
-        ({"averages": EMA()}, "a list of at least one .* averages=<keras_wavg"),
+        ({"averages": EMA()}, "a list of at least one .* averages=<EMA"),
         (
             {"averages": [keras.callbacks.History()]},
             "must be averaging callbacks, .* Received: <keras.*History",
@@ -559,7 +561,7 @@ def test_an_error_in_an_evaluation_loses_nothing(aborted):
             r"different names, .* EMA\(name='ema'\), EMA\(name='ema'\). Pass",
         ),
         ({"averages": [EMA(name="raw")]}, "none may be 'raw'. Received: EMA"),
-        ({"every": 0}, "`every` must be an integer >= 1. Received: every=0"),
+        ({"every_epochs": 0}, "`every_epochs` must be an integer >= 1"),
         ({"steps": 0}, "`steps` must be an integer >= 1. Received: steps=0"),
         ({"batch_size": "8"}, "`batch_size` must .* batch_size='8'"),
         ({"name": "a/b"}, "`name` must be a string .* name='a/b'"),
@@ -575,7 +577,7 @@ def test_a_bad_argument_is_refused(arguments, message):
 def test_an_average_that_is_not_in_fit_is_refused_before_training(dense):
     ema, swa = EMA(0.8), SWA()
     before = dense.get_weights()
-    message = r"same `fit`. Received: SWA\(name='swa'\), which is not in them"
+    message = r"same `fit`. Received: SWA\(name='swa'\), not in `callbacks`"
     with pytest.raises(ValueError, match=message):
         fit(dense, evaluator(ema, swa), ema)
     assert equal(dense.get_weights(), before)
@@ -587,7 +589,7 @@ def test_a_second_evaluator_of_the_same_name_is_refused(dense):
         fit(dense, ema, evaluator(ema), evaluator(ema))
 
 
-def test_in_a_bare_evaluation_it_does_nothing(dense):
+def test_in_evaluate_an_evaluator_does_nothing(dense):
     ema = EMA(0.8)
     scores = evaluator(ema)
     fit(dense, ema, scores, epochs=1)

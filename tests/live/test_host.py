@@ -1,4 +1,4 @@
-"""Averages in host memory, while the weights live on another device."""
+"""Averages in host memory, with the weights on another device."""
 
 import contextlib
 import gc
@@ -18,13 +18,13 @@ from keras_wavg import EMA
 backend = keras.config.backend()
 OPTIONS = {
     "plain": {},
-    "textbook": {"bias_correction": False, "every": 3},
-    "late": {"warmup": True, "start": 5},
+    "textbook": {"bias_correction": False, "every_steps": 3},
+    "late": {"warmup": True, "start_step": 5},
 }
 
 
 def accelerator():
-    """Whether there is a device that is none of the host's."""
+    """Whether there is a device other than the CPU."""
     if backend == "jax":
         import jax
 
@@ -36,8 +36,8 @@ def accelerator():
     return False
 
 
-def elsewhere():
-    """The accelerator, or as its stand-in a device not the host's first."""
+def on_another_device():
+    """Context of the accelerator, or of another CPU device in its place."""
     if accelerator():
         return contextlib.nullcontext()
     if backend == "jax":
@@ -48,12 +48,12 @@ def elsewhere():
         import tensorflow as tf
 
         return tf.device("CPU:1")
-    # torch has one CPU, and no other device that computes.
+    # torch has only one CPU device.
     return contextlib.nullcontext()
 
 
 def on_host(array):
-    """Whether it is on the host's first device."""
+    """Whether an array is on the first device of the host."""
     if backend == "jax":
         return all(d.platform == "cpu" and d.id == 0 for d in array.devices())
     if backend == "tensorflow":
@@ -61,13 +61,13 @@ def on_host(array):
     return array.device.type == "cpu"
 
 
-def places(model):
-    """Whether the weights of a model are on the host."""
+def on_host_flags(model):
+    """The set of `on_host` over the weights of a model."""
     return {on_host(variable.value) for variable in model.weights}
 
 
 def each_option(suffix, device, swapped=None):
-    """One `EMA` of each."""
+    """One `EMA` for each of the options."""
     return [
         EMA(
             0.9,
@@ -82,42 +82,42 @@ def each_option(suffix, device, swapped=None):
 
 @pytest.fixture(scope="module")
 def run():
-    """Two trainings with averages on the host, and each beside its weights."""
+    """Train twice with averages on the host, and on the device."""
     host = each_option("_host", "cpu", swapped="plain")
-    beside = each_option("_beside", None)
-    there = []
-    with elsewhere():
+    on_device = each_option("_on_device", None)
+    flags = []
+    with on_another_device():
         model, samples = compiled(models.batch_norm()), models.Samples()
-        there.append(places(model))
+        flags.append(on_host_flags(model))
         for _ in range(2):
-            fit(model, samples, *host, *beside, epochs=1)
-            there.append(places(model))
+            fit(model, samples, *host, *on_device, epochs=1)
+            flags.append(on_host_flags(model))
         raw_tensors = probe.raw_tensors(host[0])
         host[0].restore()
-        there.append(places(model))
+        flags.append(on_host_flags(model))
     return SimpleNamespace(
         samples=samples,
-        pairs=list(zip(host, beside, strict=True)),
+        pairs=list(zip(host, on_device, strict=True)),
         raw_tensors=raw_tensors,
         raw=model.get_weights(),
-        places=there,
+        on_host_flags=flags,
     )
 
 
-def test_averages_on_the_host_are_the_same_numbers(run):
-    for host, beside in run.pairs:
+def test_averages_on_the_host_equal_averages_on_the_device(run):
+    for host, on_device in run.pairs:
         received = host.get_weights()
-        if accelerator():  # which rounds in its own way
-            pair = received, beside.get_weights()
+        if accelerator():  # rounds differently
+            pair = received, on_device.get_weights()
             assert reference.relative_error(*pair) < 1e-6
         else:
-            assert equal(received, beside.get_weights())
+            assert equal(received, on_device.get_weights())
         expected = reference.ema(
             run.samples.weights,
             0.9,
             initial=None if host.bias_correction else run.samples.initial,
-            every=host.every,
-            start=host.start,
+            every=host.every_steps,
+            start=host.start_step,
             warmup=host.warmup,
         )
         assert reference.relative_error(received, expected) < 1e-6
@@ -126,19 +126,19 @@ def test_averages_on_the_host_are_the_same_numbers(run):
 
 def test_the_model_stays_on_its_device_and_the_average_on_the_host(run):
     expected = {backend == "torch" and not accelerator()}
-    assert run.places == [expected] * 4
+    assert run.on_host_flags == [expected] * 4
     for host, _ in run.pairs:
         assert all(map(on_host, probe.buffers(host)))
 
 
-def test_raw_weights_wait_on_the_host_while_the_average_is_in(run):
+def test_raw_weights_are_on_the_host_while_the_average_is_swapped_in(run):
     assert run.raw_tensors
     for raw in run.raw_tensors:
         assert isinstance(raw, numpy.ndarray) or on_host(raw)
 
 
-@pytest.mark.skipif(backend != "jax", reason="JAX lists the living arrays")
-def test_the_device_of_the_weights_holds_nothing_more_between_updates():
+@pytest.mark.skipif(backend != "jax", reason="only JAX lists its live arrays")
+def test_an_average_on_the_host_uses_no_device_memory_between_updates():
     import jax
 
     class Memory(keras.callbacks.Callback):
@@ -150,30 +150,30 @@ def test_the_device_of_the_weights_holds_nothing_more_between_updates():
             alive = [a for a in jax.live_arrays() if not on_host(a)]
             self.bytes.append(sum(a.nbytes for a in alive))
 
-    with elsewhere():
+    with on_another_device():
         model = compiled(models.batch_norm())
     weights = sum(w.nbytes for w in model.get_weights())
 
     def held(*averages):
         gc.collect()
-        with elsewhere():
+        with on_another_device():
             memory = Memory()
             fit(model, *averages, memory)
-        # At an epoch's first batch Keras still holds what it evaluated.
+        # At the first batch of an epoch Keras still holds validation arrays.
         return numpy.array(memory.bytes).reshape(2, 6)[:, 1:]
 
-    plain, on_the_host, beside = (
+    plain, on_host_bytes, on_device = (
         held(),
-        held(EMA(0.9, device="cpu", every=2)),
-        held(EMA(0.9, name="beside")),
+        held(EMA(0.9, device="cpu", every_steps=2)),
+        held(EMA(0.9, name="on_device")),
     )
-    assert (on_the_host - plain < 0.001 * weights).all()
-    assert (beside - on_the_host > 0.9 * weights).all()
+    assert (on_host_bytes - plain < 0.001 * weights).all()
+    assert (on_device - on_host_bytes > 0.9 * weights).all()
 
 
 def test_half_precision_weights_are_averaged_on_the_host():
     keras.config.set_dtype_policy("bfloat16")
-    with elsewhere():
+    with on_another_device():
         model, ema = models.dense(), EMA(0.9, device="cpu")
         ema.set_model(model)
         samples = []
@@ -189,9 +189,10 @@ def test_half_precision_weights_are_averaged_on_the_host():
     assert_is_average_of(samples, ema)
 
 
-def test_steps_that_only_the_device_counts_are_averaged_on_the_host():
+def test_an_average_on_the_host_is_correct_with_loss_scaling():
+    """The number of steps is known on the device only."""
     keras.config.set_dtype_policy("mixed_float16")
-    with elsewhere():
+    with on_another_device():
         model, samples = compiled(models.dense()), models.Samples()
         ema = EMA(0.9, device="cpu")
         fit(model, samples, ema, epochs=1)
@@ -206,7 +207,7 @@ def assert_is_average_of(samples, ema):
     assert reference.relative_error(ema.get_weights(), expected) < 1e-6
 
 
-def test_elements_that_are_not_finite_are_left_out_on_the_host():
+def test_an_average_on_the_host_excludes_elements_that_are_not_finite():
     model, ema = models.dense(), EMA(0.9, device="cpu")
     ema.set_model(model)
     first, samples = model.get_weights(), []
@@ -217,12 +218,14 @@ def test_elements_that_are_not_finite_are_left_out_on_the_host():
         model.set_weights(weights)
         ema.update()
     assert ema.skipped == [model.weights[0].path]
-    expected = reference.of_finite(samples, lambda n: (1 - 0.9) / (1 - 0.9**n))
+    expected = reference.average_of_finite(
+        samples, lambda n: (1 - 0.9) / (1 - 0.9**n)
+    )
     assert reference.relative_error(ema.get_weights(), expected) < 1e-6
 
 
-def test_weights_that_change_right_after_an_update_do_not_change_it():
-    """The copy is of the step's own weights, though it arrives later."""
+def test_changing_weights_after_an_update_does_not_change_the_average():
+    """The asynchronous copy has the weights at the time of the update."""
     model, ema = models.batch_norm(), EMA(0.9, device="cpu")
     ema.set_model(model)
     samples = []

@@ -1,8 +1,8 @@
-"""Defects of Keras 3.15.1's `use_ema` and `SwapEMAWeights` that are not here.
+"""Defects of `use_ema` and `SwapEMAWeights` in Keras 3.15.1.
 
-The README lists them. `test_defect_*` shows each in Keras, so that the list is
-true of the Keras that is installed: an upstream repair turns it red here first.
-The names of our own tests of the same sequence stand in the README.
+`tests/benchmarks/README.md` lists them, with the tests of this package for the
+same sequences. A `test_defect_*` fails once Keras repairs the defect, so that
+the list stays true.
 """
 
 from types import SimpleNamespace
@@ -41,8 +41,8 @@ def with_use_ema(model=None, **options):
     return compiled(model or models.dense(), optimizer)
 
 
-def kept_by(optimizer, name=""):
-    """The variables of an optimizer that have a part of a name."""
+def optimizer_variables(optimizer, name=""):
+    """Values of the variables whose paths contain `name`."""
     return [
         keras.ops.convert_to_numpy(v.value)
         for v in optimizer.variables
@@ -50,11 +50,11 @@ def kept_by(optimizer, name=""):
     ]
 
 
-def trained(folder, model, average):
-    """A training that keeps the file of its best epoch."""
+def trained(directory, model, average):
+    """Train, and save a file of the best epoch."""
     samples = models.Samples()
     best = keras.callbacks.ModelCheckpoint(
-        folder / "best.weights.h5",
+        directory / "best.weights.h5",
         save_best_only=True,
         save_weights_only=True,
     )
@@ -64,22 +64,22 @@ def trained(folder, model, average):
         average=average,
         samples=samples,
         shown=model.get_weights(),
-        kept=kept_by(model.optimizer),
+        kept=optimizer_variables(model.optimizer),
         history=history,
-        file=folder / "best.weights.h5",
+        file=directory / "best.weights.h5",
     )
 
 
 @pytest.fixture(scope="module")
 def keras_run(tmp_path_factory):
     """A training with Keras' average."""
-    folder = tmp_path_factory.mktemp("keras")
-    return trained(folder, with_use_ema(models.nested()), SwapEMAWeights())
+    directory = tmp_path_factory.mktemp("keras")
+    return trained(directory, with_use_ema(models.nested()), SwapEMAWeights())
 
 
 @pytest.fixture(scope="module")
 def our_run(tmp_path_factory):
-    """The same with ours."""
+    """The same training with the average of this package."""
     model = compiled(models.nested())
     return trained(tmp_path_factory.mktemp("ours"), model, EMA(0.8))
 
@@ -90,14 +90,14 @@ def accumulated():
     model, averages = with_use_ema(gradient_accumulation_steps=4), []
     for batch in models.generator(10):
         model.train_on_batch(*batch)
-        averages.append(kept_by(model.optimizer, "average"))
+        averages.append(optimizer_variables(model.optimizer, "average"))
     raw = model.get_weights()
     return SimpleNamespace(model=model, averages=averages, raw=raw)
 
 
 @pytest.fixture
-def halfway(accumulated):
-    """Its model, which holds the raw weights."""
+def accumulated_model(accumulated):
+    """The model of `accumulated`, with its raw weights and averages."""
     model, averages = accumulated.model, iter(accumulated.averages[-1])
     model.set_weights(accumulated.raw)
     for variable in model.optimizer.variables:
@@ -106,13 +106,13 @@ def halfway(accumulated):
     return model
 
 
-def test_defect_raw_weights_are_not_given_back_after_predict(halfway):
-    raw = halfway.get_weights()
-    halfway.predict(X, verbose=0, callbacks=[SwapEMAWeights()])
-    assert not equal(halfway.get_weights(), raw)
+def test_defect_raw_weights_are_not_restored_after_predict(accumulated_model):
+    raw = accumulated_model.get_weights()
+    accumulated_model.predict(X, verbose=0, callbacks=[SwapEMAWeights()])
+    assert not equal(accumulated_model.get_weights(), raw)
 
 
-def test_raw_weights_are_given_back_after_predict(our_run):
+def test_raw_weights_are_restored_after_predict(our_run):
     model, ema = our_run.model, our_run.average
     ema.restore()
     raw = model.get_weights()
@@ -121,14 +121,14 @@ def test_raw_weights_are_given_back_after_predict(our_run):
     assert not equal(ema.get_weights(), raw)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="exact on the others")
-def test_defect_a_swap_on_tensorflow_loses_bits(halfway):
-    raw = halfway.get_weights()
-    halfway.evaluate(X, Y, verbose=0, callbacks=[SwapEMAWeights()])
-    assert not equal(halfway.get_weights(), raw)
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exact on other backends")
+def test_defect_a_swap_on_tensorflow_loses_bits(accumulated_model):
+    raw = accumulated_model.get_weights()
+    accumulated_model.evaluate(X, Y, verbose=0, callbacks=[SwapEMAWeights()])
+    assert not equal(accumulated_model.get_weights(), raw)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="a matter of buffer donation")
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX donates buffers")
 def test_defect_a_second_fit_crashes_on_jax():
     model = with_use_ema()
     fit(model)
@@ -151,7 +151,7 @@ class StopEarly(keras.callbacks.Callback):
 
 
 def test_defect_an_early_stop_ends_on_the_raw_weights():
-    # Swapped at each epoch's end, the model should end on the average.
+    # Swapped in at each epoch's end, the average should be the result.
     for epochs, stop, is_defect in ((9, [StopEarly()], True), (2, [], False)):
         model = with_use_ema()
         swap = SwapEMAWeights(swap_on_epoch=True)
@@ -163,7 +163,7 @@ def test_defect_an_early_stop_ends_on_the_raw_weights():
         assert is_average != is_defect
 
 
-def test_defect_the_best_file_scores_something_else_than_was_logged(
+def test_defect_the_best_file_does_not_have_the_logged_score(
     keras_run, our_run
 ):
     saved = compiled(models.nested())
@@ -175,12 +175,12 @@ def test_defect_the_best_file_scores_something_else_than_was_logged(
         assert (received == pytest.approx(best, rel=1e-6)) == is_ours
 
 
-def test_defect_the_average_moves_at_every_accumulated_batch(accumulated):
+def test_defect_the_average_is_updated_at_every_accumulated_batch(accumulated):
     assert not equal(accumulated.averages[8], accumulated.averages[9])
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="moves there, inexactly")
-def test_defect_a_bfloat16_average_never_moves():
+@pytest.mark.skipif(BACKEND == "torch", reason="changes there, inexactly")
+def test_defect_a_bfloat16_average_never_changes():
     keras.config.set_dtype_policy("bfloat16")
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.999)
@@ -191,7 +191,7 @@ def test_defect_a_bfloat16_average_never_moves():
     model.set_weights([numpy.full((1, 1), 2.0), numpy.full(1, 2.0)])
     for _ in range(50):
         model.train_on_batch(x, x)
-    averages = kept_by(optimizer, "average")
+    averages = optimizer_variables(optimizer, "average")
     assert [float(average.max()) for average in averages] == [1.0, 1.0]
 
 
@@ -201,7 +201,7 @@ def test_defect_moving_statistics_are_not_averaged(keras_run):
     assert len(averages) == len(model.trainable_variables) < len(model.weights)
 
 
-def test_defect_raw_weights_are_gone_after_fit(keras_run):
+def test_defect_raw_weights_are_lost_after_fit(keras_run):
     assert not equal(keras_run.shown, keras_run.samples.weights[-1])
     raw = {w.tobytes() for w in keras_run.samples.weights[-1]}
     assert not raw & {array.tobytes() for array in keras_run.kept}
@@ -210,7 +210,7 @@ def test_defect_raw_weights_are_gone_after_fit(keras_run):
 def test_defect_a_layer_frozen_after_fit_cannot_be_trained_again(keras_run):
     model = keras_run.model
     for variable, value in zip(model.weights, keras_run.shown, strict=True):
-        # Or the donated buffers of the second fit hide this on JAX.
+        # Otherwise buffers donated in the second fit hide this on JAX.
         variable.assign(value)
     model.layers[1].trainable = False
     with pytest.raises(ValueError, match=r"Shape mismatch|does not match"):

@@ -1,4 +1,4 @@
-"""Learning rates: tensors of the backend by their formulas, and training."""
+"""Learning rate schedules: their formulas on each backend, and training."""
 
 import itertools
 import math
@@ -9,24 +9,19 @@ import numpy
 import pytest
 from models import BATCH, compiled, data
 
-from keras_wavg.learning_rates import (
-    AnnealToConstant,
-    CyclicLearningRate,
-    TriangularLearningRate,
-)
+from keras_wavg.learning_rates import AnnealToConstant, CyclicLearningRate
 
-CYCLES = [CyclicLearningRate, TriangularLearningRate]
 BACKEND = keras.config.backend()
 
 
-def swa(i, high, low, cycle):
-    """Izmailov et al., 2018, section 3.1, for the i-th step from 1."""
+def sawtooth(i, high, low, cycle):
+    """Izmailov et al., 2018, section 3.1, at the i-th step, from 1."""
     t = ((i - 1) % cycle + 1) / cycle
     return (1 - t) * high + t * low
 
 
-def fge(i, high, low, cycle):
-    """Garipov et al., 2018, for the i-th step from 1."""
+def triangle(i, high, low, cycle):
+    """Garipov et al., 2018, at the i-th step, from 1."""
     t = ((i - 1) % cycle + 1) / cycle
     if t <= 1 / 2:
         return (1 - 2 * t) * high + 2 * t * low
@@ -34,7 +29,7 @@ def fge(i, high, low, cycle):
 
 
 def swalr(step, before, rate, start, steps, anneal):
-    """`torch.optim.swa_utils.SWALR` from step `start`, counted from 0."""
+    """`torch.optim.swa_utils.SWALR` from step `start`, from 0."""
     if step < start:
         return before
     t = min((step - start) / steps, 1) if steps else 1
@@ -42,67 +37,72 @@ def swalr(step, before, rate, start, steps, anneal):
     return rate * alpha + before * (1 - alpha)
 
 
-DEFINITIONS = dict(zip(CYCLES, [swa, fge], strict=True))
+DEFINITIONS = {"sawtooth": sawtooth, "triangle": triangle}
+all_shapes = pytest.mark.parametrize("shape", DEFINITIONS)
 
 
 def rates(schedule, steps):
     return numpy.array([float(schedule(step)) for step in steps])
 
 
-def exactly(expected):
-    """Equal but for the roundings of float32."""
+def to_float32(expected):
+    """Compare with a tolerance of the rounding of float32."""
     return pytest.approx(expected, rel=4e-7, abs=0)
 
 
-@pytest.mark.parametrize("kind", CYCLES)
-def test_cycles_have_the_rates_of_their_papers(kind):
+@all_shapes
+def test_cycles_follow_the_formulas_of_the_papers(shape):
     for high, low in ((0.05, 0.0005), (1, 1), (0.3, 0)):
         for cycle in (2, 4, 10):
-            schedule, steps = kind(high, low, cycle), range(2 * cycle + 1)
+            steps = range(2 * cycle + 1)
+            schedule = CyclicLearningRate(high, low, cycle, shape=shape)
             numpy.testing.assert_allclose(
                 rates(schedule, steps),
-                [DEFINITIONS[kind](n + 1, high, low, cycle) for n in steps],
+                [DEFINITIONS[shape](n + 1, high, low, cycle) for n in steps],
                 rtol=4e-7,
                 atol=1e-8,
                 err_msg=str((high, low, cycle)),
             )
 
 
-@pytest.mark.parametrize("kind", CYCLES)
-def test_the_lowest_rate_is_reached_exactly_and_once_a_cycle(kind):
+@all_shapes
+def test_the_minimum_is_reached_exactly_once_a_cycle(shape):
     high, low = numpy.float32(0.1), numpy.float32(0.003)
-    received = rates(kind(0.1, 0.003, 6), range(18)).reshape(3, 6)
-    lowest = 5 if kind is CyclicLearningRate else 2
+    schedule = CyclicLearningRate(0.1, 0.003, 6, shape=shape)
+    received = rates(schedule, range(18)).reshape(3, 6)
+    lowest = 5 if shape == "sawtooth" else 2
     assert (received == received[0]).all()
     assert (received[0] == low).nonzero()[0].tolist() == [lowest]
-    assert (received[0, -1] == high) == (kind is TriangularLearningRate)
+    assert (received[0, -1] == high) == (shape == "triangle")
 
 
-def test_a_cycle_of_one_step_is_a_constant_rate():
+def test_a_cycle_of_one_step_is_constant():
     schedule = CyclicLearningRate(0.1, 0.02, 1)
     assert rates(schedule, range(3)) == pytest.approx([0.02] * 3)
 
 
-@pytest.mark.parametrize("kind", CYCLES)
-def test_a_late_step_knows_its_place_in_the_cycle(kind):
+@all_shapes
+def test_cycles_are_exact_after_many_steps(shape):
     for step in (10**6 + 7, 10**7, 2**24 + 1, 2**31 - 2):
-        expected = DEFINITIONS[kind](step + 1, 0.1, 0.0001, 998)
-        schedule = kind(0.1, 0.0001, 998)
-        assert float(schedule(step)) == exactly(expected), step
+        expected = DEFINITIONS[shape](step + 1, 0.1, 0.0001, 998)
+        schedule = CyclicLearningRate(0.1, 0.0001, 998, shape=shape)
+        assert float(schedule(step)) == to_float32(expected), step
         tensor = keras.ops.convert_to_tensor(step, "int32")
-        assert float(schedule(tensor)) == exactly(expected), step
+        assert float(schedule(tensor)) == to_float32(expected), step
 
 
-@pytest.mark.parametrize("kind", CYCLES)
-def test_cycles_begin_after_what_stands_before_them(kind):
+@all_shapes
+def test_cycles_start_after_another_schedule(shape):
     decay = keras.optimizers.schedules.CosineDecay(0.5, 5)
-    schedule = kind(0.1, 0.02, 4, before=decay, start_step=5)
+    schedule = CyclicLearningRate(
+        0.1, 0.02, 4, shape=shape, before=decay, start_step=5
+    )
     expected = [float(decay(n)) for n in range(5)]
-    expected += [DEFINITIONS[kind](n, 0.1, 0.02, 4) for n in range(1, 10)]
-    assert rates(schedule, range(14)) == exactly(expected)
+    expected += [DEFINITIONS[shape](n, 0.1, 0.02, 4) for n in range(1, 10)]
+    assert rates(schedule, range(14)) == to_float32(expected)
 
 
-def test_annealing_has_the_rates_of_its_formula():
+def test_annealing_follows_its_formula():
     for case in itertools.product(
         [(0.1, 0.0007), (0.01, 0.05)], [0, 3], [0, 1, 7], ["linear", "cosine"]
     ):
@@ -120,7 +120,7 @@ def test_annealing_has_the_rates_of_its_formula():
         assert received[-1] == numpy.float32(rate), case
 
 
-def test_annealing_leaves_a_schedule_from_its_value_at_the_start():
+def test_annealing_starts_from_the_value_of_a_schedule():
     decay = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.5)
     schedule = AnnealToConstant(
         decay, 0.05, start_step=4, anneal_steps=4, anneal="linear"
@@ -131,10 +131,9 @@ def test_annealing_leaves_a_schedule_from_its_value_at_the_start():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="needs torch")
-def test_annealing_is_that_of_torch():
+def test_annealing_equals_that_of_torch():
     import torch
 
-    # torch says "cos".
     names = {"linear": "linear", "cosine": "cos"}
     for anneal, length in itertools.product(names, [0, 1, 10]):
         parameters = [torch.nn.Parameter(torch.zeros(1))]
@@ -166,7 +165,7 @@ class Rates(keras.callbacks.Callback):
 
 
 def moves(optimizer, batches, **options):
-    """How far gradient descent on a slope of 1 moves at each batch."""
+    """Return the distance of each step of SGD where the gradient is 1."""
     model = keras.Sequential(
         [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
     )
@@ -192,11 +191,16 @@ def nested():
     [
         (nested(), True),
         (nested(), False),
-        (TriangularLearningRate(0.1, 0.02, 4, before=0.2, start_step=3), False),
+        (
+            CyclicLearningRate(
+                0.1, 0.02, 4, shape="triangle", before=0.2, start_step=3
+            ),
+            False,
+        ),
     ],
     ids=["annealed cycle, jit", "annealed cycle", "triangle"],
 )
-def test_training_moves_at_the_rate_of_the_schedule(schedule, jit):
+def test_training_uses_the_rates_of_the_schedule(schedule, jit):
     if jit and BACKEND == "torch":
         pytest.skip("torch.compile needs a C++ toolchain and a minute")
     moved, received = moves(keras.optimizers.SGD(schedule), 14, jit_compile=jit)
@@ -214,13 +218,16 @@ def test_with_accumulated_gradients_keras_counts_batches():
     assert moved == pytest.approx([0, 0.06, 0, 0.02] * 2, rel=1e-5)
 
 
-def test_a_saved_model_goes_on_with_its_schedule(tmp_path):
+def test_a_loaded_model_continues_its_schedule(tmp_path):
     decay = keras.optimizers.schedules.CosineDecay(0.5, 5)
     schedule = AnnealToConstant(
-        TriangularLearningRate(0.1, 0.02, 4, before=decay, start_step=5),
+        CyclicLearningRate(
+            0.1, 0.02, 4, shape="triangle", before=decay, start_step=5
+        ),
         0.05,
         start_step=8,
         anneal_steps=4,
+        name="rate",
     )
     model = compiled(models.dense(), keras.optimizers.SGD(schedule))
     x, y = data(6)
@@ -230,3 +237,20 @@ def test_a_saved_model_goes_on_with_its_schedule(tmp_path):
     recorder = Rates()
     loaded.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[recorder])
     assert recorder.received == pytest.approx(rates(schedule, range(6, 12)))
+    loaded_schedule = loaded.optimizer.get_config()["learning_rate"]
+    assert loaded_schedule == keras.saving.serialize_keras_object(schedule)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph of TensorFlow")
+def test_the_name_is_that_of_the_operations():
+    import tensorflow as tf
+
+    schedules = [
+        CyclicLearningRate(0.1, 0.02, 4),
+        AnnealToConstant(0.2, 0.1, start_step=1, anneal_steps=2, name="rate"),
+    ]
+    for schedule in schedules:
+        with tf.Graph().as_default() as graph:
+            schedule(tf.constant(3))
+        names = [operation.name for operation in graph.get_operations()]
+        assert any(n.startswith(f"{schedule.name}/") for n in names), names

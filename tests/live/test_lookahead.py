@@ -1,4 +1,4 @@
-"""Averages that are written back into the weights that are being trained."""
+"""`Lookahead` and Switch EMA: averages that replace the raw weights."""
 
 import keras
 import models
@@ -8,13 +8,13 @@ import reference
 import reused
 from models import BATCH, InOrder, Samples, compiled, data, equal
 
-from keras_wavg import EMA, LAWA, Lookahead
+from keras_wavg import LAWA, Lookahead, SwitchEMA
 
 X, Y = data(6)
 
 
-class Fast(keras.callbacks.Callback):
-    """Records the weights after each batch, before or after an average."""
+class BatchEnds(keras.callbacks.Callback):
+    """Records the weights after each batch, before or after a callback."""
 
     def __init__(self):
         super().__init__()
@@ -45,21 +45,21 @@ def near(received, expected):
 
 # How weights are assigned is the same in each kind of model.
 @pytest.mark.parametrize("kind", ["batch_norm", "subclassed"])
-def test_weights_are_led_back_as_the_paper_says(kind):
+def test_slow_weights_are_those_of_the_paper(kind):
     model = compiled(models.KINDS[kind]())
     model(X[:1])
-    fast, slow = Fast(), Fast()
-    fit(model, InOrder(fast, Lookahead(every=4, alpha=0.3), slow))
-    # A step that starts from slow weights shows in the fast ones after it.
+    fast, slow = BatchEnds(), BatchEnds()
+    fit(model, InOrder(fast, Lookahead(every_steps=4, alpha=0.3), slow))
+    # That a step starts from slow weights shows in the fast ones after it.
     for n in range(4, 18, 4):
         synchronized = fast.weights[3:n:4]
         expected = reference.lookahead(synchronized, fast.initial, 0.3)
         received = trained(model, slow.weights[n - 1])
         assert near(received, trained(model, expected))
         assert not near(received, trained(model, fast.weights[n - 1]))
-    # Between two synchronizations nothing is touched.
+    # Between two synchronizations the weights are unchanged.
     assert equal(fast.weights[4], slow.weights[4])
-    # Moving statistics go on by themselves.
+    # Moving statistics are not synchronized.
     pairs = zip(model.weights, fast.weights[3], slow.weights[3], strict=True)
     for variable, before, after in pairs:
         assert equal([before], [after]) is not variable.trainable
@@ -67,7 +67,7 @@ def test_weights_are_led_back_as_the_paper_says(kind):
 
 
 def test_the_next_step_starts_from_the_slow_weights():
-    """Without a gradient, weights are what Lookahead made of them."""
+    """With a learning rate of 0, only `Jump` and `Lookahead` change weights."""
     model = reused.dense()
     model.optimizer.learning_rate = 0.0
     ones = [numpy.ones_like(w) for w in model.get_weights()]
@@ -80,7 +80,7 @@ def test_the_next_step_starts_from_the_slow_weights():
     samples = Samples()
     lookahead = Lookahead(3, 0.5, swap=False)
     fit(model, InOrder(Jump(), lookahead, samples), epochs=1)
-    # 1, 2, 3 -> 1.5; 2.5, 3.5, 4.5 -> 3: the paper's walk.
+    # 1, 2, 3 -> 1.5; 2.5, 3.5, 4.5 -> 3: as in the paper.
     walk = [float(w[0].ravel()[0]) for w in samples.weights]
     assert walk == pytest.approx([1, 2, 1.5, 2.5, 3.5, 3.0])
 
@@ -88,11 +88,13 @@ def test_the_next_step_starts_from_the_slow_weights():
 @pytest.mark.parametrize(
     ("swap", "bias_correction"), [(True, True), (False, False)]
 )
-def test_an_average_is_written_back_every_so_many_steps(swap, bias_correction):
+def test_at_each_switch_the_average_replaces_the_raw_weights(
+    swap, bias_correction
+):
     model = reused.dense()
-    fast, slow = Fast(), Fast()
-    ema = EMA(
-        0.8, overwrite_every=6, bias_correction=bias_correction, swap=swap
+    fast, slow = BatchEnds(), BatchEnds()
+    ema = SwitchEMA(
+        0.8, switch_every_steps=6, bias_correction=bias_correction, swap=swap
     )
     fit(model, InOrder(fast, ema, slow), validation_data=(X, Y))
     initial = None if bias_correction else fast.initial
@@ -104,15 +106,15 @@ def test_an_average_is_written_back_every_so_many_steps(swap, bias_correction):
     assert equal(model.get_weights(), ema.get_weights())
 
 
-def test_an_average_that_only_rides_along_is_written_back_under_another():
-    model, fast = reused.dense(), Fast()
-    rider = EMA(0.8, overwrite_every=6, swap=False)
-    fit(model, InOrder(fast, LAWA(every_steps=1), rider), epochs=1)
+def test_without_swap_switch_ema_works_under_another_average():
+    model, fast = reused.dense(), BatchEnds()
+    switched = SwitchEMA(0.8, switch_every_steps=6, swap=False)
+    fit(model, InOrder(fast, LAWA(every_steps=1), switched), epochs=1)
     expected = reference.ema(fast.weights, 0.8)
-    assert near(rider.get_weights(), expected)
+    assert near(switched.get_weights(), expected)
 
 
-def test_a_loop_without_fit_is_written_back_too():
+def test_in_a_custom_training_loop_lookahead_is_as_defined():
     model, walk = reused.dense(), []
     lookahead = Lookahead(2, 0.5)
     lookahead.set_model(model)
@@ -123,3 +125,70 @@ def test_a_loop_without_fit_is_written_back_too():
         lookahead.update()
     expected = reference.lookahead(walk[1::2], initial, 0.5)
     assert near(model.get_weights(), expected)
+
+
+class EpochStarts(keras.callbacks.Callback):
+    """Records the weights from which each epoch starts."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.weights.append(self.model.get_weights())
+
+
+@pytest.mark.parametrize("validation", [None, data(2, seed=1)])
+@pytest.mark.parametrize("swap", [True, False])
+def test_switch_ema_starts_each_epoch_from_the_average(validation, swap):
+    model, samples, starts = reused.dense(), Samples(), EpochStarts()
+    ema = SwitchEMA(0.8, swap=swap)
+    fit(model, samples, starts, ema, validation_data=validation)
+    for n in (1, 2):
+        expected = reference.ema(samples.weights[: 6 * n], 0.8)
+        assert near(starts.weights[n], expected)
+        assert not near(starts.weights[n], samples.weights[6 * n - 1])
+    ema.restore()
+    assert near(model.get_weights(), reference.ema(samples.weights, 0.8))
+
+
+def test_switch_ema_switches_every_second_epoch():
+    model, samples, starts = reused.dense(), Samples(), EpochStarts()
+    ema = SwitchEMA(0.8, switch_every_epochs=2)
+    fit(model, samples, starts, ema, epochs=4)
+    assert equal(starts.weights[1], samples.weights[5])
+    assert near(starts.weights[2], reference.ema(samples.weights[:12], 0.8))
+    assert equal(starts.weights[3], samples.weights[17])
+
+
+def test_switch_ema_continues_its_count_of_epochs_in_a_second_fit():
+    model, samples, starts = reused.dense(), Samples(), EpochStarts()
+    ema = SwitchEMA(0.8, switch_every_epochs=2)
+    for _ in range(2):
+        fit(model, samples, ema, epochs=1)
+    fit(model, starts, ema, epochs=1)
+    assert near(starts.weights[0], reference.ema(samples.weights, 0.8))
+
+
+def test_switch_ema_does_not_write_moving_statistics():
+    model, ends = compiled(models.batch_norm()), Samples()
+    ema, starts = SwitchEMA(0.8), EpochStarts()
+    fit(model, ends, starts, ema, epochs=2)
+    pairs = zip(model.weights, ends.weights[5], starts.weights[1], strict=True)
+    for variable, before, after in pairs:
+        assert equal([before], [after]) is not variable.trainable
+
+
+def test_a_custom_training_loop_needs_switch_every_steps():
+    model, walk = reused.dense(), []
+    by_epoch, by_step = SwitchEMA(0.8), SwitchEMA(0.8, switch_every_steps=2)
+    by_epoch.set_model(model)
+    with pytest.raises(ValueError, match="needs `switch_every_steps`"):
+        by_epoch.update()
+    model = compiled(models.dense())
+    by_step.set_model(model)
+    for _ in range(4):
+        model.train_on_batch(X, Y)
+        walk.append(model.get_weights())
+        by_step.update()
+    assert near(model.get_weights(), reference.ema(walk, 0.8))

@@ -1,4 +1,4 @@
-"""What Keras' `OrbaxCheckpoint` writes is averaged and loaded again."""
+"""Checkpoints of Keras' `OrbaxCheckpoint` are averaged and loaded."""
 
 import keras
 import models
@@ -8,7 +8,7 @@ from models import compiled
 
 from keras_wavg import EMA, average_checkpoints, inspect_checkpoint
 
-pytest.importorskip("orbax.checkpoint", reason="there is no Orbax")
+pytest.importorskip("orbax.checkpoint", reason="Orbax is not installed")
 
 OPTIONS = {
     "whole": {},
@@ -16,13 +16,13 @@ OPTIONS = {
     "async": {"save_on_background": True},
 }
 on_jax = pytest.mark.skipif(
-    keras.config.backend() != "jax", reason="how JAX distributes"
+    keras.config.backend() != "jax", reason="distribution on JAX"
 )
 
 
 @keras.saving.register_keras_serializable("keras_wavg_tests")
 class Scale(keras.layers.Layer):
-    """A weight without axes, which is no array in Orbax on some backends."""
+    """A scalar weight, which on some backends is no array in Orbax."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
@@ -32,7 +32,7 @@ class Scale(keras.layers.Layer):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Keeps the weights of each epoch."""
+    """Records the weights after each epoch."""
 
     def on_train_begin(self, logs=None):
         self.found = []
@@ -57,7 +57,7 @@ def functional():
 
 
 def by_path(model):
-    # A Sequential that `fit` has built has its name in its paths.
+    # The paths of a Sequential model that `fit` has built contain its name.
     return {
         weight.path.removeprefix(f"{model.name}/"): keras.ops.convert_to_numpy(
             weight.value
@@ -80,7 +80,7 @@ def trained(root, *callbacks, model=None, **options):
     return recorder
 
 
-def require_mean(model, recorder):
+def assert_holds_mean(model, recorder):
     found = by_path(model)
     assert found.keys() == recorder.found[0].keys()
     for path, value in found.items():
@@ -90,7 +90,7 @@ def require_mean(model, recorder):
 
 @pytest.fixture(scope="module", params=list(OPTIONS))
 def run(request, tmp_path_factory):
-    """A folder of three steps, and what the weights were."""
+    """A directory with checkpoints of three steps, and their weights."""
     keras.utils.clear_session()
     root = tmp_path_factory.mktemp("orbax") / "run"
     recorder = trained(root, **OPTIONS[request.param])
@@ -100,10 +100,10 @@ def run(request, tmp_path_factory):
 def test_the_average_of_steps_is_loaded_by_keras(run, tmp_path):
     root, recorder, _ = run
     average_checkpoints([root], tmp_path / "mean", steps=[0, 1, 2])
-    keras.utils.clear_session()  # Orbax goes by names, those of a new process.
+    keras.utils.clear_session()  # Orbax matches names of a new process.
     model = compiled(functional())
     model.load_weights(tmp_path / "mean")
-    require_mean(model, recorder)
+    assert_holds_mean(model, recorder)
 
 
 def test_the_average_of_whole_models_is_a_model(run, tmp_path):
@@ -113,7 +113,7 @@ def test_the_average_of_whole_models_is_a_model(run, tmp_path):
         assert inspect_checkpoint(tmp_path / "mean").parts.keys()
         return
     model = keras.saving.load_model(tmp_path / "mean")
-    require_mean(model, recorder)
+    assert_holds_mean(model, recorder)
     models.fit_and_validate(model)
 
 
@@ -129,22 +129,22 @@ def test_the_average_of_steps_is_written_as_a_file(run, tmp_path, name):
     assert [source.path.name for source in report.sources] == ["0", "1", "2"]
     model = compiled(functional())
     model.load_weights(tmp_path / name)
-    require_mean(model, recorder)
+    assert_holds_mean(model, recorder)
     if name.endswith(".keras"):
-        require_mean(keras.saving.load_model(tmp_path / name), recorder)
+        assert_holds_mean(keras.saving.load_model(tmp_path / name), recorder)
 
 
-def test_a_sequential_model_becomes_a_file(tmp_path):
+def test_the_average_of_a_sequential_model_is_written_as_a_file(tmp_path):
     keras.utils.clear_session()
     model = compiled(models.dense())
     recorder = trained(tmp_path / "run", model=model)
     average_checkpoints(
         [tmp_path / "run"], tmp_path / "a.keras", steps=[0, 1, 2]
     )
-    require_mean(keras.saving.load_model(tmp_path / "a.keras"), recorder)
+    assert_holds_mean(keras.saving.load_model(tmp_path / "a.keras"), recorder)
 
 
-def test_the_state_of_an_average_is_left_out(tmp_path):
+def test_the_state_of_an_average_is_dropped(tmp_path):
     keras.utils.clear_session()
     recorder = trained(tmp_path / "run", EMA(0.9))
     report = average_checkpoints(
@@ -154,11 +154,11 @@ def test_the_state_of_an_average_is_left_out(tmp_path):
     keras.utils.clear_session()
     model = compiled(functional())
     model.load_weights(tmp_path / "mean")
-    # What was saved in each epoch was the average.
-    require_mean(model, recorder)
+    # Each checkpoint contains the average.
+    assert_holds_mean(model, recorder)
 
 
-def test_the_optimizer_of_the_last_goes_on(tmp_path):
+def test_the_optimizer_of_the_last_checkpoint_is_kept(tmp_path):
     keras.utils.clear_session()
     trained(tmp_path / "run")
     average_checkpoints(
@@ -201,6 +201,6 @@ def test_an_average_is_loaded_under_any_distribution(tmp_path, count):
             under(other)
             model = compiled(functional())
             model.load_weights(tmp_path / "mean")
-            require_mean(model, recorder)
+            assert_holds_mean(model, recorder)
     finally:
         keras.distribution.set_distribution(None)

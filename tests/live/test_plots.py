@@ -1,4 +1,4 @@
-"""Plots of a real training: weights come back, and scores are found."""
+"""Plots of a real training: weights are restored, scores are drawn."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from models import BATCH, Samples, compiled, data, equal
 from keras_wavg import EMA, SWA, AverageEvaluator
 from keras_wavg.plots import loss_plane, plot_history
 
-CENTRE = numpy.array([1.0, -2.0, 0.5])
+CENTER = numpy.array([1.0, -2.0, 0.5])
 POINTS = {
     name: [numpy.array([[n] for n in point[:2]]), numpy.array(point[2:])]
     for name, point in {"a": (1, 0, 0), "b": (3, 0, 0), "c": (2, 3, 4)}.items()
@@ -20,12 +20,12 @@ POINTS = {
 
 @pytest.fixture(scope="module")
 def training():
-    """A model of many kinds of weights, three points, and a history."""
+    """Train a model with many kinds of weights, for points and a history."""
     keras.config.set_dtype_policy("float32")
     model, samples = compiled(models.batch_norm(), metrics=["mae"]), Samples()
     x, y = data(3)
     averages = [EMA(0.5), SWA(start_epoch=2, swap=False)]
-    evaluator = AverageEvaluator(x, y, averages=averages, every=2)
+    evaluator = AverageEvaluator(x, y, averages=averages, every_epochs=2)
     bigger = AverageEvaluator(x, y, averages=averages, name="big_val")
     history = model.fit(
         x,
@@ -44,7 +44,7 @@ def training():
     )
 
 
-def test_an_average_in_the_model_does_not_notice_a_plane(training):
+def test_measuring_a_plane_does_not_change_the_average(training):
     model, (ema, _) = training.model, training.averages
     average = model.get_weights()
     assert equal(average, ema.get_weights())
@@ -57,7 +57,7 @@ def test_an_average_in_the_model_does_not_notice_a_plane(training):
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
-def test_the_model_has_its_weights_back_after(interruption, training):
+def test_weights_are_restored_after(interruption, training):
     model = training.model
     before = model.get_weights()
 
@@ -70,7 +70,7 @@ def test_the_model_has_its_weights_back_after(interruption, training):
     assert equal(model.get_weights(), before)
 
 
-def test_a_float32_average_of_two_points_is_on_their_line(training):
+def test_a_float32_average_of_two_points_spans_no_plane(training):
     first, second = training.samples[0], training.samples[2]
     average = [
         ((a + b) / 2).astype(a.dtype)
@@ -81,11 +81,11 @@ def test_a_float32_average_of_two_points_is_on_their_line(training):
         loss_plane(training.model, points, float, verbose=0)
 
 
-def test_the_scores_of_an_evaluator_are_drawn(training, figures, tmp_path):
+def test_scores_of_an_evaluator_are_drawn(training, figures, tmp_path):
     names = ["raw", *(average.name for average in training.averages)]
 
-    def curves(metric):
-        ax = plot_history(training.history, metric)
+    def curves(monitor):
+        ax = plot_history(training.history, monitor, mode="min")
         return ax, {
             line.get_label().split(":")[0]: line.get_xydata().T.tolist()
             for line in ax.lines
@@ -94,26 +94,26 @@ def test_the_scores_of_an_evaluator_are_drawn(training, figures, tmp_path):
     ax, every_other = curves("val_loss")
     assert list(every_other) == names
     assert every_other["raw"][0] == [1, 2, 4]
-    _, found = curves("big_val_mae")
-    assert list(found) == names
+    _, drawn = curves("big_val_mae")
+    assert list(drawn) == names
     for name in names:
         scores = training.history.history[f"{name}_big_val_mae"]
-        assert found[name][1] == scores
+        assert drawn[name][1] == scores
     ax.set_yscale("log")
     ax.figure.savefig(tmp_path / "history.pdf")
 
 
 def three_weights():
-    """A model of three weights, two in a kernel and one in a bias."""
+    """Return a model with two weights in a kernel and one in a bias."""
     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 
 
 def score_of(model):
-    """A score that is a quadratic of the weights the model has."""
+    """Return a score that is a quadratic function of the weights."""
 
     def score():
         vector = numpy.concatenate([w.ravel() for w in model.get_weights()])
-        return float(((vector - CENTRE) ** 2).sum())
+        return float(((vector - CENTER) ** 2).sum())
 
     return score
 
@@ -122,21 +122,21 @@ def measured(model, score):
     return loss_plane(model, POINTS, score, resolution=3, verbose=0)
 
 
-def test_a_score_may_change_the_weights_it_finds():
+def test_a_score_may_change_the_weights():
     model = three_weights()
     score = score_of(model)
     expected = measured(model, score).scores
 
-    def score_and_spoil():
-        found = score()
+    def score_and_overwrite():
+        value = score()
         model.set_weights([numpy.full((2, 1), 9.0), numpy.full(1, 9.0)])
-        return found
+        return value
 
-    assert (measured(model, score_and_spoil).scores == expected).all()
+    assert (measured(model, score_and_overwrite).scores == expected).all()
 
 
 class Counter(keras.layers.Layer):
-    """Has a weight of its own that is not a floating-point number."""
+    """Has an integer weight."""
 
     def build(self, shape):
         self.count = self.add_weight(
@@ -148,7 +148,7 @@ class Counter(keras.layers.Layer):
         return inputs + self.bias
 
 
-def test_integer_weights_stay_as_they_are():
+def test_integer_weights_are_unchanged():
     model = keras.Sequential([keras.Input((3,)), Counter()])
     layer = model.layers[0]
     layer.count.assign(7)
@@ -168,7 +168,7 @@ def test_integer_weights_stay_as_they_are():
     assert counts == [7] * 4
 
 
-def test_half_precision_weights_come_back():
+def test_half_precision_weights_are_restored():
     keras.config.set_dtype_policy("bfloat16")
     model = three_weights()
     before = model.get_weights()

@@ -1,4 +1,4 @@
-"""Bad arguments and impossible wishes get the rule and what was received."""
+"""Errors of bad arguments and calls: the rule, and what was received."""
 
 import keras
 import models
@@ -27,27 +27,24 @@ def fit(model, *callbacks):
         ({"decay": float("nan")}, r"`decay` must .* Received: decay=nan"),
         ({"decay": "0.9"}, r"`decay` must .* Received: decay='0.9'"),
         (
-            {"decay": 0.9, "half_life": 5},
-            r"Only one of `decay` and `half_life`",
+            {"every_steps": 0},
+            r"`every_steps` must be an integer >= 1. Received: every_steps=0",
         ),
         (
-            {"decay": 0.999, "half_life": 5},
-            r"Only one of `decay` and `half_life`",
+            {"every_steps": -1},
+            r"`every_steps` must be an integer >= 1. Received: every_steps=-1",
         ),
-        ({"half_life": 0}, r"`half_life` must be .* Received: half_life=0"),
-        ({"half_life": -3}, r"`half_life` must be .* Received: half_life=-3"),
-        ({"half_life": float("inf")}, r"`half_life` must be .* half_life=inf"),
-        ({"half_life": 1e17}, r"`decay` must be in the range .* decay=1.0"),
-        ({"every": 0}, r"`every` must be an integer >= 1. Received: every=0"),
-        ({"every": -1}, r"`every` must be an integer >= 1. Received: every=-1"),
         (
-            {"every": 2.5},
-            r"`every` must be an integer >= 1. Received: every=2.5",
+            {"every_steps": 2.5},
+            r"`every_steps` must be an integer >= 1. Received: every_steps=2.5",
         ),
-        ({"start": -1}, r"`start` must be an integer >= 0. Received: start=-1"),
         (
-            {"start": "1"},
-            r"`start` must be an integer >= 0. Received: start='1'",
+            {"start_step": -1},
+            r"`start_step` must be an integer >= 0. Received: start_step=-1",
+        ),
+        (
+            {"start_step": "1"},
+            r"`start_step` must be an integer >= 0. Received: start_step='1'",
         ),
         ({"include": "("}, r"`include` must be a valid regular expression"),
         ({"include": 3}, r"`include` must be a regular expression, a function"),
@@ -61,18 +58,18 @@ def test_a_bad_argument_is_refused_with_the_rule_and_what_was_received(
         EMA(**arguments)
 
 
-def test_numpy_numbers_are_numbers():
-    assert EMA(numpy.float32(0.5), every=numpy.int64(3)).every == 3
+def test_numbers_of_numpy_are_accepted():
+    assert EMA(numpy.float32(0.5), every_steps=numpy.int64(3)).every_steps == 3
 
 
-def test_an_include_that_matches_nothing_names_the_paths_there_are():
+def test_the_error_for_an_include_without_a_match_names_the_paths():
     ema = EMA(include="no such weight")
     ema.set_model(models.dense())
     with pytest.raises(ValueError, match=r"`include` must match .*kernel"):
         ema.update()
 
 
-def test_two_swapping_averages_are_refused_before_training():
+def test_two_averages_with_swap_are_refused_before_training():
     model = compiled(models.dense())
     before = model.get_weights()
     with pytest.raises(ValueError, match=r"At most one average .* `swap=True`"):
@@ -80,7 +77,7 @@ def test_two_swapping_averages_are_refused_before_training():
     assert equal(model.get_weights(), before)
 
 
-def test_two_swapping_averages_are_refused_in_evaluate():
+def test_two_averages_with_swap_are_refused_in_evaluate():
     model, first, second = compiled(models.dense()), EMA(0.9), EMA(0.99)
     for average in (first, second):
         average.set_model(model)
@@ -100,7 +97,7 @@ def model():
     return compiled(models.dense())
 
 
-def test_a_list_of_callbacks_can_be_used_again(model):
+def test_a_callback_list_can_be_reused(model):
     ema = EMA(0.9)
     evaluator = AverageEvaluator(X, Y, averages=[ema])
     both = keras.callbacks.CallbackList(
@@ -118,7 +115,7 @@ def test_a_list_of_callbacks_can_be_used_again(model):
     assert probe.counts(ema).averaged == 6
 
 
-def test_an_evaluator_needs_no_parameters_of_a_list(model):
+def test_an_evaluator_works_without_a_callback_list(model):
     ema = EMA(0.9)
     evaluator = AverageEvaluator(X, Y, averages=[ema])
     for callback in (ema, evaluator):
@@ -132,7 +129,7 @@ def test_an_evaluator_needs_no_parameters_of_a_list(model):
     assert set(logs) == {"raw_val_loss", "ema_val_loss"}
 
 
-def test_a_textbook_average_of_an_unbuilt_model_says_how_to_build_it():
+def test_a_textbook_average_of_an_unbuilt_model_works_or_is_refused():
     model, ema = compiled(models.lazy()), EMA(0.9, bias_correction=False)
     if keras.config.backend() == "tensorflow":
         with pytest.raises(ValueError, match=r"built .* `Input`.*model.build"):
@@ -147,20 +144,20 @@ def test_a_textbook_average_needs_the_weights_before_the_first_step():
     model, ema = models.lazy(), EMA(0.9, bias_correction=False)
     ema.set_model(model)
     model.build((None, 4))
-    with pytest.raises(ValueError, match="built by then"):
+    with pytest.raises(ValueError, match="needs a built model"):
         ema.update()
 
 
 @pytest.mark.parametrize("method", ["update", "apply", "get_weights"])
-def test_without_a_model_a_method_says_how_to_give_one(method):
+def test_without_a_model_a_method_says_how_to_set_one(method):
     with pytest.raises(ValueError, match=r"needs a model.*set_model"):
         getattr(EMA(0.9), method)()
 
 
-def test_there_are_no_weights_before_the_first_update():
-    ema = EMA(0.9, start=5)
+def test_get_weights_is_refused_before_the_first_update():
+    ema = EMA(0.9, start_step=5)
     ema.set_model(compiled(models.dense()))
-    with pytest.raises(ValueError, match=r"no update .* start=5"):
+    with pytest.raises(ValueError, match=r"no update .* start_step=5"):
         ema.get_weights()
 
 

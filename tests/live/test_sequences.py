@@ -1,4 +1,4 @@
-"""When the average is in the model, whatever happens before and after."""
+"""When an average is swapped in, in many sequences of calls."""
 
 import contextlib
 import gc
@@ -58,7 +58,7 @@ def twice_without_an_average(model):
     """The raw weights after each step of two trainings."""
     samples = Samples()
     fit(model, samples)
-    predict(model)  # On torch a `DataLoader` moves the seed.
+    predict(model)  # On torch a `DataLoader` advances the seed.
     fit(model, samples)
     return samples.weights
 
@@ -79,15 +79,15 @@ def aborted():
     return compiled(models.dense())
 
 
-class Spy(keras.callbacks.Callback):
-    """Notes at each hook whether the model holds the average."""
+class SwapRecorder(keras.callbacks.Callback):
+    """Records at each hook whether the model holds the average."""
 
     def __init__(self, ema: EMA) -> None:
         super().__init__()
         self.ema = ema
         self.seen: list[tuple[str, bool]] = []
 
-    def note(self, hook: str) -> None:
+    def record(self, hook: str) -> None:
         """Compare the model's weights with the average."""
         try:
             averaged = as_in_model(self.ema.get_weights(), self.model)
@@ -96,28 +96,28 @@ class Spy(keras.callbacks.Callback):
         self.seen.append((hook, equal(self.model.get_weights(), averaged)))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Note."""
-        self.note("epoch_begin")
+        """Record."""
+        self.record("epoch_begin")
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Note."""
-        self.note("batch_begin")
+        """Record."""
+        self.record("batch_begin")
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Note."""
-        self.note("test_begin")
+        """Record."""
+        self.record("test_begin")
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Note."""
-        self.note("test_end")
+        """Record."""
+        self.record("test_end")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Note."""
-        self.note("epoch_end")
+        """Record."""
+        self.record("epoch_end")
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Note."""
-        self.note("train_end")
+        """Record."""
+        self.record("train_end")
 
 
 IN = {"test_begin", "test_end", "epoch_end", "train_end"}
@@ -126,29 +126,31 @@ IN = {"test_begin", "test_end", "epoch_end", "train_end"}
 class Watched(NamedTuple):
     model: Any
     ema: EMA
-    spies: list[Spy]
+    recorders: list[SwapRecorder]
     scores: list[float]
 
 
 @pytest.fixture(scope="module")
 def watched():
-    """A training with a validation of every second epoch."""
+    """A training with validation in every second epoch."""
     model, ema = compiled(models.batch_norm()), EMA(0.9, bias_correction=False)
-    first, last = Spy(ema), Spy(ema)
+    first, last = SwapRecorder(ema), SwapRecorder(ema)
     options = {"validation_data": (X, Y), "validation_freq": 2}
     history = fit(model, first, ema, last, epochs=4, **options).history
     return Watched(model, ema, [first, last], history["val_loss"])
 
 
-@pytest.mark.parametrize("spy", [0, 1], ids=["listed before", "behind"])
-def test_the_average_is_in_from_the_last_batch_to_the_next_epoch(watched, spy):
-    seen = watched.spies[spy].seen
+@pytest.mark.parametrize(
+    "recorder", [0, 1], ids=["listed before", "listed after"]
+)
+def test_the_model_holds_the_average_between_two_epochs(watched, recorder):
+    seen = watched.recorders[recorder].seen
     hooks = [hook for hook, _ in seen]
     assert {"epoch_begin", "batch_begin", "train_end"} < {*hooks}
     assert hooks.count("epoch_end") == 2 * hooks.count("test_end") == 4
     for hook, inside in seen:
-        # An average gives way at the beginning of an epoch, in its turn.
-        if (spy, hook) != (0, "epoch_begin"):
+        # Raw weights are restored in `on_epoch_begin` of the average.
+        if (recorder, hook) != (0, "epoch_begin"):
             assert inside == (hook in IN), hook
 
 
@@ -159,22 +161,20 @@ def test_validation_measures_the_average(watched):
     assert abs(score(watched.model) - averaged) > 1e-4
 
 
-def test_with_data_of_unknown_length_the_average_goes_in_at_the_epochs_end(
-    dense,
-):
+def test_with_data_of_unknown_length_the_average_is_swapped_in(dense):
     samples, ema = Samples(), EMA(0.9, bias_correction=False)
-    spy = Spy(ema)
+    recorder = SwapRecorder(ema)
     for batches in (7, 3, 5):
         data_of_unknown_length = models.generator(batches)
-        callbacks = [samples, ema, spy]
+        callbacks = [samples, ema, recorder]
         dense.fit(data_of_unknown_length, verbose=0, callbacks=callbacks)
-    assert ("epoch_end", True) in spy.seen
-    assert all(inside for hook, inside in spy.seen if hook in IN)
+    assert ("epoch_end", True) in recorder.seen
+    assert all(inside for hook, inside in recorder.seen if hook in IN)
     assert len(samples.weights) == 15
     assert_average(ema, samples.weights, initial=samples.initial)
 
 
-def test_swap_false_never_touches_the_model(dense):
+def test_without_swap_the_model_holds_the_raw_weights(dense):
     ema, samples = EMA(0.9, swap=False), Samples()
     history = fit(dense, samples, ema, validation_data=(X, Y)).history
     assert equal(dense.get_weights(), samples.weights[-1])
@@ -184,7 +184,7 @@ def test_swap_false_never_touches_the_model(dense):
     assert equal(dense.get_weights(), samples.weights[-1])
 
 
-def test_fit_and_fit_again_is_one_average_of_all_steps():
+def test_two_fits_make_one_average_of_all_steps():
     """Also of a model that the first batch builds."""
     model, ema, samples = compiled(models.lazy()), EMA(0.9), Samples()
     fit(model, samples, ema)
@@ -194,7 +194,7 @@ def test_fit_and_fit_again_is_one_average_of_all_steps():
     assert_average(ema, samples.weights + again.weights)
 
 
-def test_a_fit_of_no_epoch_leaves_the_average_in_the_model(dense):
+def test_a_fit_without_epochs_leaves_the_average_in_the_model(dense):
     ema = EMA(0.9)
     fit(dense, ema)
     averaged = dense.get_weights()
@@ -203,7 +203,7 @@ def test_a_fit_of_no_epoch_leaves_the_average_in_the_model(dense):
     assert probe.is_in_model(ema)
 
 
-def test_a_new_average_in_a_second_fit_finds_the_raw_weights_too(
+def test_a_new_average_in_a_second_fit_starts_from_the_raw_weights(
     plain_dense, dense
 ):
     samples, second = Samples(), EMA(0.9)
@@ -213,7 +213,9 @@ def test_a_new_average_in_a_second_fit_finds_the_raw_weights_too(
     assert_average(second, samples.weights)
 
 
-def test_fit_evaluate_save_and_load(batch_norm, tmp_path):
+def test_a_model_saved_after_fit_has_the_score_of_the_average(
+    batch_norm, tmp_path
+):
     fit(batch_norm, EMA(0.9))
     averaged = score(batch_norm)
     batch_norm.save(tmp_path / "model.keras")
@@ -225,7 +227,7 @@ def test_fit_evaluate_save_and_load(batch_norm, tmp_path):
     assert score(as_new) == averaged
 
 
-def test_fit_predict_fit_leaves_training_undisturbed(
+def test_a_prediction_between_two_fits_does_not_change_training(
     plain_batch_norm, batch_norm
 ):
     ema, samples = EMA(0.9), Samples()
@@ -236,7 +238,7 @@ def test_fit_predict_fit_leaves_training_undisturbed(
     assert_average(ema, samples.weights)
 
 
-def test_a_bare_evaluation_swaps_in_and_out(batch_norm):
+def test_evaluate_and_predict_swap_in_and_restore(batch_norm):
     ema, evaluations = EMA(0.9), [score, predict]
     fit(batch_norm, ema)
     averaged = [evaluate(batch_norm) for evaluate in evaluations]
@@ -248,7 +250,7 @@ def test_a_bare_evaluation_swaps_in_and_out(batch_norm):
         assert not numpy.array_equal(evaluate(batch_norm), expected)
 
 
-def test_fit_and_train_on_batch_trains_what_the_model_holds(dense):
+def test_train_on_batch_after_fit_trains_the_averaged_weights(dense):
     ema = EMA(0.9)
     fit(dense, ema)
     averaged = ema.get_weights()
@@ -257,7 +259,7 @@ def test_fit_and_train_on_batch_trains_what_the_model_holds(dense):
     assert not equal(dense.get_weights(), averaged)
     trained = dense.get_weights()
     again = Samples()
-    with pytest.warns(match="starts anew: 4 weights"):
+    with pytest.warns(match="restarts: 4 weights"):
         fit(dense, again, ema)
     assert equal(again.initial, trained)
     assert_average(ema, again.weights)
@@ -273,18 +275,18 @@ def test_evaluating_before_any_fit_changes_nothing(dense):
     assert_average(ema, samples.weights)
 
 
-def test_weights_loaded_between_two_fits_count(dense):
+def test_weights_loaded_between_two_fits_restart_the_average(dense):
     ema, samples = EMA(0.9), Samples()
     fit(dense, ema)
     loaded = [w * 0.9 for w in dense.get_weights()]
     dense.set_weights(loaded)
-    with pytest.warns(match="starts anew: 4 weights, 'sequential.*replaced"):
+    with pytest.warns(match=r"restarts: 4 weights .*'sequential.*replaced"):
         fit(dense, samples, ema)
     assert equal(samples.initial, loaded)
     assert_average(ema, samples.weights)
 
 
-def test_evaluating_weights_loaded_after_fit_gives_them_back(dense):
+def test_evaluate_restores_weights_loaded_after_fit(dense):
     ema = EMA(0.9)
     fit(dense, ema)
     averaged = score(dense)
@@ -327,7 +329,7 @@ def test_an_early_stop_ends_on_the_average(dense, validation):
 
 
 class Fail(keras.callbacks.Callback):
-    """Raises in validation."""
+    """Raises an error in a hook."""
 
     def __init__(self, error: type[BaseException], hook: str) -> None:
         super().__init__()
@@ -340,7 +342,7 @@ class Fail(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_after_ctrl_c_in_validation_training_goes_on_from_the_raw_weights(
+def test_after_ctrl_c_in_validation_fit_continues_from_the_raw_weights(
     aborted, restored
 ):
     ema, all_weights = EMA(0.9), []
@@ -350,7 +352,7 @@ def test_after_ctrl_c_in_validation_training_goes_on_from_the_raw_weights(
         "on_test_end",
         "on_epoch_end",
     ]:
-        samples, begun = Samples(), Samples()
+        samples, resumed = Samples(), Samples()
         fail = Fail(KeyboardInterrupt, hook)
         with contextlib.suppress(KeyboardInterrupt):
             fit(aborted, samples, ema, fail, validation_data=(X, Y))
@@ -358,21 +360,21 @@ def test_after_ctrl_c_in_validation_training_goes_on_from_the_raw_weights(
         if restored:
             ema.restore()
             assert equal(aborted.get_weights(), samples.weights[-1])
-        fit(aborted, begun, ema, epochs=1, validation_data=(X, Y))
-        assert equal(begun.initial, samples.weights[-1])
-        all_weights += samples.weights + begun.weights
+        fit(aborted, resumed, ema, epochs=1, validation_data=(X, Y))
+        assert equal(resumed.initial, samples.weights[-1])
+        all_weights += samples.weights + resumed.weights
         assert_average(ema, all_weights)
 
 
-def test_after_an_exception_in_a_batch_training_goes_on(aborted):
-    ema, samples, begun = EMA(0.9), Samples(), Samples()
+def test_after_an_exception_in_a_batch_training_continues(aborted):
+    ema, samples, resumed = EMA(0.9), Samples(), Samples()
     with pytest.raises(RuntimeError):
         fit(aborted, samples, ema, Fail(RuntimeError, "on_train_batch_end"))
-    fit(aborted, begun, ema)
-    assert_average(ema, samples.weights + begun.weights)
+    fit(aborted, resumed, ema)
+    assert_average(ema, samples.weights + resumed.weights)
 
 
-def test_an_evaluation_after_an_aborted_fit_swaps_in_and_out(aborted):
+def test_an_evaluation_after_an_aborted_fit_swaps_in_and_restores(aborted):
     ema = EMA(0.9)
     for hook in ("on_train_batch_begin", "on_epoch_end"):
         with pytest.raises(RuntimeError):
@@ -383,7 +385,7 @@ def test_an_evaluation_after_an_aborted_fit_swaps_in_and_out(aborted):
     assert equal(aborted.get_weights(), raw)
 
 
-def test_a_bare_callback_is_refused_or_averaged_and_nothing_is_lost(aborted):
+def test_a_callback_that_is_not_in_a_list_works_or_is_refused(aborted):
     """On JAX and torch Keras would call it from other threads."""
     ema = EMA(0.9)
     if keras.config.backend() == "tensorflow":
@@ -398,15 +400,15 @@ def test_a_bare_callback_is_refused_or_averaged_and_nothing_is_lost(aborted):
     assert_average(ema, samples.weights)
 
 
-class EvaluateInTheMiddle(keras.callbacks.Callback):
-    """Evaluates with the average after a batch, as a monitor would."""
+class ReadAverageInMidEpoch(keras.callbacks.Callback):
+    """Reads the averaged weights after a batch."""
 
     def __init__(self, ema: EMA) -> None:
         super().__init__()
         self.ema = ema
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Evaluate."""
+        """Read them."""
         if batch == 2:
             with self.ema.applied():
                 self.value = keras.ops.convert_to_numpy(
@@ -414,17 +416,17 @@ class EvaluateInTheMiddle(keras.callbacks.Callback):
                 )
 
 
-def test_a_look_at_the_average_in_mid_epoch_leaves_training_undisturbed(
+def test_reading_the_average_in_mid_epoch_does_not_change_training(
     plain_batch_norm, batch_norm
 ):
     samples, ema = Samples(), EMA(0.9)
-    fit(batch_norm, samples, ema, EvaluateInTheMiddle(ema))
+    fit(batch_norm, samples, ema, ReadAverageInMidEpoch(ema))
     assert equal(samples.weights[-1], plain_batch_norm[11])
     assert_average(ema, samples.weights)
 
 
 class LoadAtEpochEnd(keras.callbacks.Callback):
-    """Replaces the weights between epochs, as a restart from the best does."""
+    """Replaces the weights between epochs, as loading the best ones does."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Replace."""
@@ -433,9 +435,9 @@ class LoadAtEpochEnd(keras.callbacks.Callback):
             self.model.set_weights(self.loaded)
 
 
-def test_weights_that_a_callback_replaces_between_epochs_count(dense):
+def test_weights_replaced_between_epochs_restart_the_average(dense):
     samples, ema, load = Samples(), EMA(0.9), LoadAtEpochEnd()
-    with pytest.warns(match="starts anew: 4 weights"):
+    with pytest.warns(match="restarts: 4 weights"):
         fit(dense, samples, ema, load)
     plain, keep = reused.dense(), Samples()
     plain.set_weights(load.loaded)
@@ -444,7 +446,7 @@ def test_weights_that_a_callback_replaces_between_epochs_count(dense):
     assert_average(ema, keep.weights)
 
 
-def test_one_callback_keeps_an_average_of_each_of_two_models(dense, batch_norm):
+def test_one_callback_averages_each_of_two_models(dense, batch_norm):
     ema, samples = EMA(0.9), (Samples(), Samples())
     fit(dense, samples[0], ema)
     fit(batch_norm, samples[1], ema)
@@ -455,19 +457,19 @@ def test_one_callback_keeps_an_average_of_each_of_two_models(dense, batch_norm):
     assert_average(ema, samples[0].weights)
 
 
-def test_a_layer_added_between_two_fits_begins_a_new_average():
+def test_a_layer_added_between_two_fits_restarts_the_average():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     ema, first, samples = EMA(0.9), Samples(), Samples()
     fit(compiled(model), first, ema)
     model.add(keras.layers.Dense(1))
-    with pytest.warns(match="starts anew: the model has other weights"):
+    with pytest.warns(match="restarts: the model has other weights"):
         fit(compiled(model), samples, ema)
     assert equal(samples.initial[:2], first.weights[-1])
     assert_average(ema, samples.weights)
 
 
-class Poison(keras.callbacks.Callback):
-    """Makes one element of one weight NaN or infinite after some steps."""
+class SetNonFinite(keras.callbacks.Callback):
+    """Sets an element of a weight to NaN or infinity after some steps."""
 
     def __init__(self, values: dict[int, float]) -> None:
         super().__init__()
@@ -475,7 +477,7 @@ class Poison(keras.callbacks.Callback):
         self.count = 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Poison the weights, before the average sees them."""
+        """Set the element, before the average is updated."""
         if self.count in self.values:
             weights = self.model.get_weights()
             weights[0].flat[-1] = self.values[self.count]
@@ -483,7 +485,7 @@ class Poison(keras.callbacks.Callback):
         self.count += 1
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Heal them, so that training goes on."""
+        """Reset the element, so that training continues."""
         weights = self.model.get_weights()
         if not numpy.isfinite(weights[0]).all():
             weights[0].flat[-1] = 0.0
@@ -493,15 +495,15 @@ class Poison(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "build", [reused.dense, reused.batch_norm], ids=["dense", "batch_norm"]
 )
-def test_an_element_that_is_not_finite_is_left_out_and_warned_of_once(
+def test_an_element_that_is_not_finite_is_skipped_with_one_warning(
     build, recwarn
 ):
     samples, ema, model = Samples(), EMA(0.9), build()
-    poison = Poison({0: numpy.nan, 5: numpy.inf, 17: -numpy.inf})
-    fit(model, InOrder(poison, samples, ema), epochs=3)
+    non_finite = SetNonFinite({0: numpy.nan, 5: numpy.inf, 17: -numpy.inf})
+    fit(model, InOrder(non_finite, samples, ema), epochs=3)
     ema.restore()
     assert ema.skipped == [model.weights[0].path]
-    expected = reference.of_finite(
+    expected = reference.average_of_finite(
         samples.weights, lambda n: (1 - 0.9) / (1 - 0.9**n)
     )
     assert reference.relative_error(ema.get_weights(), expected) < 1e-6
@@ -509,7 +511,7 @@ def test_an_element_that_is_not_finite_is_left_out_and_warned_of_once(
     assert len(warned) == 1
 
 
-def test_large_weights_are_averaged_and_nan_leaves_the_average_as_it_was(
+def test_large_weights_are_averaged_and_nan_is_skipped(
     batch_norm,
 ):
     ema = EMA(0.9)
@@ -528,14 +530,14 @@ def test_large_weights_are_averaged_and_nan_leaves_the_average_as_it_was(
     assert ema.skipped == [v.path for v in batch_norm.weights]
 
 
-def test_an_average_that_never_began_leaves_raw_weights_and_says_so(dense):
-    ema, samples = EMA(0.9, start=1000), Samples()
+def test_an_average_that_never_starts_warns_and_leaves_raw_weights(dense):
+    ema, samples = EMA(0.9, start_step=1000), Samples()
     with pytest.warns(UserWarning, match="made no average"):
         fit(dense, samples, ema)
     assert equal(dense.get_weights(), samples.weights[-1])
 
 
-def test_a_loop_with_a_callback_list_is_averaged_as_a_fit(dense):
+def test_a_custom_training_loop_with_a_callback_list_works_as_fit(dense):
     ema, walk = EMA(0.9), []
     callbacks = keras.callbacks.CallbackList([ema], model=dense)
     callbacks.on_train_begin()
@@ -547,7 +549,7 @@ def test_a_loop_with_a_callback_list_is_averaged_as_a_fit(dense):
             walk.append(dense.get_weights())
             callbacks.on_train_batch_end(batch)
             if batch == 2:
-                # An evaluation of the user's own, in the middle of an epoch.
+                # An evaluation in the middle of an epoch.
                 callbacks.on_test_begin()
                 assert probe.is_in_model(ema)
                 callbacks.on_test_end()
@@ -560,8 +562,8 @@ def test_a_loop_with_a_callback_list_is_averaged_as_a_fit(dense):
     assert equal(dense.get_weights(), as_in_model(ema.get_weights(), dense))
 
 
-def test_a_model_that_is_gone_needs_no_raw_weights():
-    # What is older is left out: TensorFlow's graphs take a second to look at.
+def test_a_deleted_model_is_freed_and_restore_does_nothing():
+    # Skip older objects: collecting TensorFlow's graphs takes a second.
     gc.freeze()
     first, second, ema = (
         compiled(models.dense()),
@@ -570,16 +572,16 @@ def test_a_model_that_is_gone_needs_no_raw_weights():
     )
     fit(first, ema, epochs=1)
     ema.set_model(second)
-    gone = weakref.ref(first)
+    deleted = weakref.ref(first)
     del first
     keras.utils.clear_session(free_memory=False)
     gc.collect()
     gc.unfreeze()
-    assert gone() is None
+    assert deleted() is None
     ema.restore()
 
 
-def test_another_model_chosen_before_training_has_its_own_textbook_average(
+def test_a_textbook_average_starts_from_the_model_that_was_set_last(
     dense, batch_norm
 ):
     ema = EMA(0.9, bias_correction=False)
@@ -591,7 +593,7 @@ def test_another_model_chosen_before_training_has_its_own_textbook_average(
     assert_average(ema, [batch_norm.get_weights()], initial=initial)
 
 
-def test_a_loop_after_a_fit_with_another_average_trains_undisturbed(dense):
+def test_a_custom_training_loop_works_after_fit_with_another_average(dense):
     fitted, ema, walk = EMA(0.9), EMA(0.5), []
     fit(dense, fitted)
     ema.set_model(dense)
@@ -603,14 +605,14 @@ def test_a_loop_after_a_fit_with_another_average_trains_undisturbed(dense):
     assert_average(ema, walk)
 
 
-def test_an_evaluation_cut_short_does_not_change_the_next_fit(aborted):
+def test_an_interrupted_evaluation_does_not_change_the_next_fit(aborted):
     ema = EMA(0.9, bias_correction=False)
     fit(aborted, ema)
     ema.restore()
     with pytest.raises(KeyboardInterrupt):
         score(aborted, ema, Fail(KeyboardInterrupt, "on_test_batch_end"))
     ema.restore()
-    spy = Spy(ema)
-    fit(aborted, spy, ema, validation_data=(X, Y))
-    assert {"test_begin", "epoch_end"} < {hook for hook, _ in spy.seen}
-    assert all(inside for hook, inside in spy.seen if hook in IN)
+    recorder = SwapRecorder(ema)
+    fit(aborted, recorder, ema, validation_data=(X, Y))
+    assert {"test_begin", "epoch_end"} < {hook for hook, _ in recorder.seen}
+    assert all(inside for hook, inside in recorder.seen if hook in IN)

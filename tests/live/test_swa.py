@@ -11,7 +11,15 @@ import reference
 import reused
 from models import BATCH, InOrder, Samples, compiled, data, equal
 
-from keras_wavg import EMA, LAWA, SWA, SWAG, Lookahead, update_bn
+from keras_wavg import (
+    EMA,
+    LAWA,
+    SWA,
+    SWAG,
+    Lookahead,
+    SwitchEMA,
+    update_bn,
+)
 
 X, Y = data(6)
 VALIDATION = data(2, seed=1)
@@ -35,7 +43,7 @@ def fit(model, *callbacks, epochs=6, **options):
 
 
 def all_methods(**options):
-    """One of each, of which the first is swapped in."""
+    """One average of each class; the first one is swapped in."""
     swapped, *others = MEANS.values()
     return [swapped(**options), *(o(swap=False, **options) for o in others)]
 
@@ -46,35 +54,35 @@ def assert_mean(average, samples):
 
 
 def ends(samples, every=6):
-    """The samples at the ends of epochs of so many batches."""
+    """The samples at the ends of epochs of `every` batches."""
     return samples.weights[every - 1 :: every]
 
 
-def test_the_mean_of_the_weights_at_the_ends_of_epochs():
-    """Of a model that the first batch builds."""
+def test_the_average_is_the_mean_of_the_weights_at_the_ends_of_epochs():
+    """With a model that the first batch builds."""
     means, samples = all_methods(), Samples()
     fit(compiled(models.Subclassed()), samples, *means)
     for swa in means:
         assert_mean(swa, ends(samples))
 
 
-def test_all_methods_ride_along_in_one_fit(dense):
+def test_all_methods_are_averaged_in_one_fit(dense):
     samples = Samples()
-    riders = [SWA(swap=False), LAWA(2, swap=False), SWAG(swap=False)]
-    fit(dense, samples, *riders, EMA(0.9))
-    for rider, count in zip(riders, [6, 2, 6], strict=True):
-        assert_mean(rider, ends(samples)[-count:])
+    averages = [SWA(swap=False), LAWA(2, swap=False), SWAG(swap=False)]
+    fit(dense, samples, *averages, EMA(0.9))
+    for average, count in zip(averages, [6, 2, 6], strict=True):
+        assert_mean(average, ends(samples)[-count:])
 
 
-# When a sample is due is the same for all methods, and of these LAWA makes
-# TensorFlow compile nothing. So it stands for the others where that is tested.
+# All methods sample at the same times. Most cases use LAWA, for which
+# TensorFlow compiles nothing.
 TIMES = [
-    (SWA, {"start_epoch": 1, "every": 2}),
-    (SWAG, {"start_epoch": 3, "every": 3}),
-    (LAWA, {"start_epoch": 0, "every": 2}),
-    (LAWA, {"start_epoch": 1, "every": 1}),
-    (LAWA, {"start_epoch": 1, "every": 2}),
-    (LAWA, {"start_epoch": 3, "every": 3}),
+    (SWA, {"start_epoch": 1, "every_epochs": 2}),
+    (SWAG, {"start_epoch": 3, "every_epochs": 3}),
+    (LAWA, {"start_epoch": 0, "every_epochs": 2}),
+    (LAWA, {"start_epoch": 1, "every_epochs": 1}),
+    (LAWA, {"start_epoch": 1, "every_epochs": 2}),
+    (LAWA, {"start_epoch": 3, "every_epochs": 3}),
     (SWA, {"start_epoch": 2, "every_steps": 4}),
     (SWAG, {"start_epoch": 2, "every_steps": 4}),
     (LAWA, {"start_epoch": 0, "every_steps": 4}),
@@ -82,7 +90,7 @@ TIMES = [
 ]
 
 
-def test_every_kth_epoch_or_step_from_the_start_epoch_counts(dense):
+def test_weights_are_sampled_every_k_epochs_or_steps_from_the_start(dense):
     means = [
         average(**times, swap=n == 0, name=f"mean-{n}")
         for n, (average, times) in enumerate(TIMES)
@@ -94,13 +102,15 @@ def test_every_kth_epoch_or_step_from_the_start_epoch_counts(dense):
             counted = samples.weights[6 * swa.start_epoch :]
             chosen = counted[swa.every_steps - 1 :: swa.every_steps]
         else:
-            chosen = ends(samples)[swa.start_epoch + swa.every - 1 :: swa.every]
+            chosen = ends(samples)[
+                swa.start_epoch + swa.every_epochs - 1 :: swa.every_epochs
+            ]
         assert chosen
         assert_mean(swa, chosen)
 
 
-def test_samples_count_alike_whatever_the_lengths_of_their_epochs(dense):
-    """Of unknown length: nobody can tell the last batch before it is over."""
+def test_epochs_of_different_lengths_have_equal_coefficients(dense):
+    """With data of unknown length, the last batch is known only after it."""
     means, samples, lengths = all_methods(), Samples(), [2, 7, 4]
     history = []
     for length in lengths:
@@ -118,7 +128,7 @@ def test_samples_count_alike_whatever_the_lengths_of_their_epochs(dense):
 
 
 @pytest.mark.parametrize("average", MEANS)
-def test_validation_measures_the_mean_that_counts_its_epoch(dense, average):
+def test_validation_measures_the_mean_including_its_epoch(dense, average):
     swa, samples = MEANS[average](start_epoch=2), Samples()
     scores = fit(
         dense, samples, swa, epochs=4, validation_data=VALIDATION
@@ -136,9 +146,9 @@ def test_validation_measures_the_mean_that_counts_its_epoch(dense, average):
     [{"steps_per_execution": 4}, {"run_eagerly": True}, {}],
     ids=str,
 )
-def test_an_epoch_is_an_epoch_however_its_batches_run(options):
+def test_epochs_are_sampled_however_their_batches_are_run(options):
     if "steps_per_execution" in options and keras.config.backend() == "torch":
-        pytest.skip("torch runs no groups of batches")
+        pytest.skip("torch has no `steps_per_execution`")
     means = all_methods()
     optimizer = keras.optimizers.SGD(
         0.05, gradient_accumulation_steps=None if options else 4
@@ -150,7 +160,7 @@ def test_an_epoch_is_an_epoch_however_its_batches_run(options):
 
 
 class EpochEnds(keras.callbacks.Callback):
-    """Records the raw weights behind the latest batch of each epoch."""
+    """Records the raw weights after the last batch of each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -163,11 +173,13 @@ class EpochEnds(keras.callbacks.Callback):
         self.weights.append(self.latest)
 
 
-def test_epochs_are_counted_over_all_fits(dense):
+def test_epochs_are_counted_across_fits(dense):
     means, samples = all_methods(start_epoch=3), Samples()
-    with pytest.warns(UserWarning, match=r"2 epochs.*start_epoch=3, every=1"):
+    with pytest.warns(
+        UserWarning, match=r"2 epochs.*start_epoch=3, every_epochs=1"
+    ):
         fit(dense, samples, *means, epochs=2)
-    # A start that is not reached leaves the raw weights, and no average.
+    # Before the start the model holds raw weights, and there is no average.
     assert equal(dense.get_weights(), samples.weights[-1])
     for swa in means:
         with pytest.raises(ValueError, match="start_epoch=3"):
@@ -177,7 +189,7 @@ def test_epochs_are_counted_over_all_fits(dense):
         assert_mean(swa, ends(samples)[3:])
 
 
-def test_an_initial_epoch_counts_for_those_before_it(dense):
+def test_epochs_before_the_initial_epoch_are_counted(dense):
     lawa, samples = LAWA(start_epoch=5), Samples()
     fit(dense, samples, lawa, initial_epoch=4, epochs=8)
     assert_mean(lawa, ends(samples)[1:])
@@ -194,7 +206,7 @@ class Stop(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def test_an_epoch_that_is_cut_short_ends_where_it_was_cut(dense):
+def test_an_epoch_that_is_stopped_early_is_sampled_where_it_stops(dense):
     lawa, ended = LAWA(), EpochEnds()
     history = fit(
         dense, Stop(), ended, lawa, validation_data=VALIDATION
@@ -206,11 +218,11 @@ def test_an_epoch_that_is_cut_short_ends_where_it_was_cut(dense):
 
 
 class EvaluateInMidEpoch(keras.callbacks.Callback):
-    """Evaluates the average behind two batches of each epoch."""
+    """Evaluates the average after two batches of each epoch."""
 
     def __init__(self, average):
         super().__init__()
-        # Of a list of its own Keras tells the callbacks of no other model.
+        # Keras does not set the model of callbacks in a given `CallbackList`.
         own = keras.callbacks.CallbackList([average])
         self.callbacks = {1: [average], 3: own}
 
@@ -226,15 +238,15 @@ def test_an_evaluation_in_mid_epoch_does_not_end_it(dense):
     assert_mean(lawa, ends(samples))
 
 
-class Spoil(keras.callbacks.Callback):
-    """Makes an element of a weight NaN at the end of an epoch."""
+class SetNaN(keras.callbacks.Callback):
+    """Sets an element of a weight to NaN at the end of an epoch."""
 
     def on_train_batch_end(self, batch, logs=None):
         if self.epoch == 3:
             self.before = self.before or self.model.get_weights()
-            spoiled = [w.copy() for w in self.before]
-            spoiled[0][0, 0] = numpy.nan
-            self.model.set_weights(spoiled)
+            with_nan = [w.copy() for w in self.before]
+            with_nan[0][0, 0] = numpy.nan
+            self.model.set_weights(with_nan)
 
     before = None
 
@@ -246,12 +258,12 @@ class Spoil(keras.callbacks.Callback):
             self.model.set_weights(self.before)
 
 
-def test_an_element_that_is_nan_after_an_epoch_is_left_out_and_warned_of(dense):
+def test_an_element_that_is_nan_after_an_epoch_is_skipped(dense):
     means, samples = all_methods(), Samples()
     with pytest.warns(UserWarning, match="elements that are NaN or infinite"):
-        fit(dense, InOrder(Spoil(), samples, *means[::-1]))
+        fit(dense, InOrder(SetNaN(), samples, *means[::-1]))
     chosen = ends(samples)
-    moving = reference.of_finite(chosen, lambda n: 1 / n)
+    moving = reference.average_of_finite(chosen, lambda n: 1 / n)
     for swa in means:
         received = swa.get_weights()
         assert reference.relative_error(received[1:], moving[1:]) < LIMIT
@@ -260,7 +272,7 @@ def test_an_element_that_is_nan_after_an_epoch_is_left_out_and_warned_of(dense):
         assert reference.relative_error(swa.get_weights(), moving) < LIMIT
 
 
-def test_without_fit_an_update_is_the_end_of_an_epoch(dense):
+def test_in_a_custom_training_loop_an_update_ends_an_epoch(dense):
     means, walk = all_methods(start_epoch=1), []
     for swa in means:
         swa.set_model(dense)
@@ -273,7 +285,7 @@ def test_without_fit_an_update_is_the_end_of_an_epoch(dense):
         assert_mean(swa, walk[1:])
 
 
-def test_without_fit_and_with_every_steps_an_update_is_a_step(dense):
+def test_in_a_custom_training_loop_an_update_may_be_a_step(dense):
     walk, lawa = [], LAWA(every_steps=2)
     lawa.set_model(dense)
     for _ in range(6):
@@ -283,8 +295,8 @@ def test_without_fit_and_with_every_steps_an_update_is_a_step(dense):
     assert_mean(lawa, walk[1::2])
 
 
-class Look(keras.callbacks.Callback):
-    """Asks for the weights of averages at the end of each epoch."""
+class ReadAverages(keras.callbacks.Callback):
+    """Reads the averaged weights at the end of each epoch."""
 
     def __init__(self, averages):
         super().__init__()
@@ -306,10 +318,10 @@ class Measured(NamedTuple):
 
 @pytest.fixture(scope="module")
 def measured():
-    """A training with measured statistics, whose average is out again."""
+    """A training with measured statistics; the model holds raw weights."""
     model, samples = compiled(models.batch_norm()), Samples()
-    means = all_methods(bn_data=X)
-    callbacks = [samples, *means, Look(means)]
+    means = all_methods(batch_norm_data=X)
+    callbacks = [samples, *means, ReadAverages(means)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = fit(
@@ -320,14 +332,14 @@ def measured():
     return Measured(model, means, samples, shown, history["val_loss"], caught)
 
 
-def test_training_is_left_as_it_is_and_the_raw_weights_come_back(measured):
+def test_training_is_unchanged_and_raw_weights_are_restored(measured):
     plain, alone = compiled(models.batch_norm()), Samples()
     fit(plain, alone, epochs=3, validation_data=VALIDATION)
     assert measured.samples.losses == alone.losses
     assert equal(measured.model.get_weights(), plain.get_weights())
 
 
-def test_with_data_the_statistics_are_those_of_the_averaged_weights(measured):
+def test_measured_statistics_are_those_of_the_averaged_weights(measured):
     twin = models.batch_norm()
     twin.set_weights(reference.mean(ends(measured.samples)))
     update_bn(twin, X, verbose=0)
@@ -336,7 +348,7 @@ def test_with_data_the_statistics_are_those_of_the_averaged_weights(measured):
         assert reference.relative_error(received, twin.get_weights()) < 1e-5
 
 
-def test_what_is_shown_and_scored_has_measured_statistics(measured):
+def test_the_model_and_its_validation_use_measured_statistics(measured):
     swapped, model = measured.means[0], measured.model
     assert equal(swapped.get_weights(), measured.shown)
     with swapped.applied():
@@ -344,7 +356,7 @@ def test_what_is_shown_and_scored_has_measured_statistics(measured):
     assert measured.scores[-1] == pytest.approx(score, rel=1e-6)
 
 
-def test_weights_of_an_average_that_is_out_have_measured_statistics(measured):
+def test_get_weights_returns_measured_statistics(measured):
     model, raw = measured.model, measured.model.get_weights()
     for average in measured.means:
         weights = average.get_weights()
@@ -354,13 +366,13 @@ def test_weights_of_an_average_that_is_out_have_measured_statistics(measured):
         assert equal(average.get_weights(), weights)
 
 
-def test_nobody_is_warned_when_all_is_well(measured):
+def test_measuring_statistics_does_not_warn(measured):
     categories = {warning.category for warning in measured.warnings}
     assert not any(issubclass(c, UserWarning) for c in categories)
 
 
-class Passes:
-    """Data that counts how often it is gone through."""
+class CountedData:
+    """Data that counts its passes."""
 
     def __init__(self):
         self.count = 0
@@ -373,19 +385,19 @@ class Passes:
                 return 4
 
             def __getitem__(self, index):
-                passes.count += index == 3  # Keras peeks at the first ones.
+                passes.count += index == 3  # Keras reads the first ones twice.
                 return X[index * BATCH : (index + 1) * BATCH]
 
         return Counted()
 
 
-def test_statistics_are_measured_once_for_each_average_that_is_evaluated(
+def test_statistics_are_measured_once_for_each_evaluated_average(
     batch_norm,
 ):
-    passes = Passes()
-    swa = SWA(start_epoch=2, bn_data=passes.data())
+    passes = CountedData()
+    swa = SWA(start_epoch=2, batch_norm_data=passes.data())
     fit(batch_norm, swa, validation_data=VALIDATION, validation_freq=3)
-    # After the epochs 2 (the first average), and 5.
+    # After epochs 2 (the first average) and 5.
     assert passes.count == 2
     batch_norm.evaluate(X, Y, verbose=0, callbacks=[swa])
     swa.restore()
@@ -397,43 +409,51 @@ def test_statistics_are_measured_once_for_each_average_that_is_evaluated(
     assert passes.count == 3
 
 
-def test_data_for_statistics_must_be_repeatable():
-    with pytest.raises(ValueError, match=r"again and again.*\n?.*generator"):
-        SWA(bn_data=models.generator(3))
+def test_batch_norm_data_must_be_repeatable():
+    with pytest.raises(ValueError, match=r"iterated several times.*generator"):
+        SWA(batch_norm_data=models.generator(3))
 
 
-def test_data_for_statistics_need_batch_normalization(dense):
+def test_batch_norm_data_needs_batch_normalization(dense):
     before = dense.get_weights()
     with pytest.raises(ValueError, match="BatchNormalization"):
-        fit(dense, SWA(bn_data=X))
+        fit(dense, SWA(batch_norm_data=X))
     assert equal(dense.get_weights(), before)
 
 
-def test_measured_statistics_must_be_averaged(batch_norm):
+def test_batch_norm_data_needs_an_include_that_matches_statistics(batch_norm):
     with pytest.raises(ValueError, match=r"`include` must match .*moving_mean"):
-        fit(batch_norm, SWA(bn_data=X, include="kernel"))
+        fit(batch_norm, SWA(batch_norm_data=X, include="kernel"))
 
 
 @pytest.mark.parametrize(
     ("average", "arguments", "message"),
     [
         (SWA, {"start_epoch": -1}, "`start_epoch` must be an integer >= 0"),
-        (SWA, {"every": 0}, "`every` must be an integer >= 1"),
+        (SWA, {"every_epochs": 0}, "`every_epochs` must be an integer >= 1"),
         (SWA, {"every_steps": 0}, "`every_steps` must be an integer >= 1"),
-        (SWA, {"every": 2, "every_steps": 3}, "Only one of `every` and"),
+        (
+            SWA,
+            {"every_epochs": 2, "every_steps": 3},
+            "Only one of `every_epochs` and",
+        ),
         (SWA, {"device": "gpu"}, "`device` must be"),
         (SWA, {"include": "("}, "`include` must be a valid regular"),
         (LAWA, {"window": 0}, "`window` must be an integer >= 1.*window=0"),
         (LAWA, {"window": 2.5}, "`window` must be an integer >= 1.*window=2.5"),
         (SWAG, {"rank": 1}, "`rank` must be an integer >= 2.*rank=1"),
         (SWAG, {"name": "a/b"}, "`name` must be a string of letters"),
-        (Lookahead, {"every": 0}, "`every` must be an integer >= 1"),
+        (
+            Lookahead,
+            {"every_steps": 0},
+            "`every_steps` must be an integer >= 1",
+        ),
         (Lookahead, {"alpha": 0.0}, r"`alpha` must be in the range \(0, 1\]"),
         (Lookahead, {"alpha": 1.5}, r"`alpha` must be in the range \(0, 1\]"),
         (
-            EMA,
-            {"overwrite_every": 0},
-            "`overwrite_every` must be an integer >= 1",
+            SwitchEMA,
+            {"switch_every_steps": 0},
+            "`switch_every_steps` must be an integer >= 1",
         ),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""SWAG's distribution, against its definition in float64."""
+"""The distribution of `SWAG`, compared with its definition in float64."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ def fit(model, *callbacks, epochs=6, **options):
 
 
 class Run(NamedTuple):
-    """A training along which there were averages of several ranks.
+    """A training with averages of several ranks.
 
     Args:
         model: The model, with raw weights.
@@ -60,7 +60,7 @@ def test_moments_are_those_of_the_samples(run):
         assert reference.relative_error(received, expected) < 1e-6
 
 
-def test_the_variance_of_weights_that_hardly_move_is_not_lost():
+def test_the_variance_of_weights_that_hardly_change_is_right():
     """E[w**2] - E[w]**2 in float32 would be rounding errors, or negative."""
     model, swag = compiled(models.dense()), SWAG(rank=2)
     swag.set_model(model)
@@ -96,14 +96,14 @@ def covariance(samples, rank):
 
 
 def test_samples_have_the_mean_and_the_covariance_of_the_paper(run):
-    """Whitened, they are standard normal: about 95 % within the quantile."""
+    """Whitened, the samples are standard normal."""
     found = sampled(run.model, run.swag[3], 600, 0.5)
     centred = found - flat(reference.mean(run.samples))
     expected = 0.5 * covariance(run.samples, 3)
     distances = numpy.einsum(
         "si,ij,sj->s", centred, numpy.linalg.inv(expected), centred
     )
-    # The mean and the spread of a chi-squared of as many degrees of freedom.
+    # Mean and standard deviation of a chi-squared distribution.
     degrees = centred.shape[1]
     assert distances.mean() == pytest.approx(degrees, rel=0.03)
     assert distances.std() == pytest.approx((2 * degrees) ** 0.5, rel=0.15)
@@ -113,7 +113,7 @@ def test_samples_have_the_mean_and_the_covariance_of_the_paper(run):
 
 
 def test_a_scale_multiplies_the_covariance(run):
-    """So it multiplies, by its root, how far the sample of a seed goes."""
+    """Its root scales the distance of each sample from the mean."""
     mean = flat(run.swag[3].get_weights())
     default = sampled(run.model, run.swag[3], 5, 0.5) - mean
     for scale in (1.0, 2.0, 4.5):
@@ -127,7 +127,7 @@ def test_a_scale_of_zero_is_the_mean(run):
         assert equal(run.model.get_weights(), run.swag[2].get_weights())
 
 
-def test_a_seed_gives_the_same_sample_and_another_another(run):
+def test_a_seed_determines_the_sample(run):
     draws = []
     for seed in (1, 1, 2, None, None):
         with run.swag[2].sample(seed=seed):
@@ -137,11 +137,11 @@ def test_a_seed_gives_the_same_sample_and_another_another(run):
     assert not equal(draws[3], draws[4])
 
 
-def test_afterwards_the_model_holds_what_it_held_before():
-    model, swag = reused.batch_norm(), SWAG(rank=2, bn_data=X)
+def test_sample_and_predict_restore_the_weights():
+    model, swag = reused.batch_norm(), SWAG(rank=2, batch_norm_data=X)
     fit(model, swag, epochs=3)
 
-    def break_off():
+    def interrupt():
         with swag.sample(seed=0):
             assert not equal(model.get_weights(), before)
             raise KeyboardInterrupt
@@ -151,7 +151,7 @@ def test_afterwards_the_model_holds_what_it_held_before():
             swag.restore()
         before = model.get_weights()
         with pytest.raises(KeyboardInterrupt):
-            break_off()
+            interrupt()
         assert equal(model.get_weights(), before)
         swag.predict(X, samples=2, verbose=0)
         assert equal(model.get_weights(), before)
@@ -159,11 +159,11 @@ def test_afterwards_the_model_holds_what_it_held_before():
     fit(model, swag, epochs=1)
 
 
-def test_moving_statistics_have_no_noise_or_are_those_of_each_sample():
-    """As there is data to measure them with, or not."""
+def test_moving_statistics_are_averaged_or_measured_for_each_sample():
+    """Without and with `batch_norm_data`."""
     model = reused.batch_norm()
     swag = SWAG(rank=2, swap=False)
-    measured = SWAG(rank=2, bn_data=X, name="measured")
+    measured = SWAG(rank=2, batch_norm_data=X, name="measured")
     fit(model, swag, measured, epochs=3)
     mean = swag.get_weights()
     with swag.sample(seed=0):
@@ -214,7 +214,7 @@ def test_a_progress_bar_counts_the_samples(capsys, run):
 
 def test_a_rank_above_the_number_of_samples_is_refused(run):
     swag, before = run.swag[7], run.model.get_weights()
-    message = r"`rank` must not be .* Received: rank=7, with 6 samples"
+    message = r"`rank` must not be .* Received: rank=7, after 6 samples"
     with pytest.raises(ValueError, match=message), swag.sample():
         pass
     with pytest.raises(ValueError, match=message):
@@ -234,6 +234,6 @@ def test_a_bad_number_of_samples_is_refused(run):
         run.swag[2].predict(X, samples=0)
 
 
-def test_without_a_model_there_is_nothing_to_sample():
+def test_predict_needs_a_model():
     with pytest.raises(ValueError, match="needs a model"):
         SWAG().predict(X)

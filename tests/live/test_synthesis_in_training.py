@@ -1,4 +1,4 @@
-"""Files of a training make the averages that were tracked in it."""
+"""Averages synthesized from files are close to those tracked in training."""
 
 from types import SimpleNamespace
 
@@ -29,14 +29,16 @@ def distance(one, two):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Snapshots, raw checkpoints, averages tracked in one training."""
-    folder = tmp_path_factory.mktemp("run")
-    power = PowerEMA((0.05, 0.1), snapshots=folder / "snapshots", swap=False)
+    """Snapshots, raw checkpoints and tracked averages of one training."""
+    directory = tmp_path_factory.mktemp("run")
+    power = PowerEMA(
+        (0.05, 0.1), snapshot_dir=directory / "snapshots", swap=False
+    )
     tracked = PowerEMA((0.07, 0.15), swap=False, name="tracked")
     ema = EMA(0.94, swap=False, name="ema")
     long = EMA(0.975, swap=False, name="long")
     checkpoint = keras.callbacks.ModelCheckpoint(
-        folder / "raw-{epoch:03}.weights.h5", save_weights_only=True
+        directory / "raw-{epoch:03}.weights.h5", save_weights_only=True
     )
     keras.utils.set_random_seed(0)
     model = compiled(models.batch_norm(), keras.optimizers.SGD(0.01))
@@ -49,8 +51,8 @@ def run(tmp_path_factory):
         callbacks=[power, tracked, ema, long, checkpoint],
     )
     return SimpleNamespace(
-        snapshots=sorted((folder / "snapshots").iterdir()),
-        checkpoints=sorted(folder.glob("raw-*")),
+        snapshots=sorted((directory / "snapshots").iterdir()),
+        checkpoints=sorted(directory.glob("raw-*")),
         power=power,
         raw=model.get_weights(),
         averages={
@@ -66,34 +68,34 @@ TARGETS = {
     "narrow": {"sigma_rel": 0.07},
     "wide": {"sigma_rel": 0.15},
     "EMA": {"decay": 0.94},
-    "long EMA": {"half_life": -numpy.log(2) / numpy.log(0.975)},
+    "long EMA": {"decay": 0.975},
 }
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_an_average_that_was_tracked_is_made_again(name, run, tmp_path):
-    output = tmp_path / "made.weights.h5"
+def test_a_synthesized_average_is_close_to_the_tracked_one(name, run, tmp_path):
+    output = tmp_path / "synthesized.weights.h5"
     report = synthesize(run.snapshots, output, **TARGETS[name])
     tracked = run.averages[name]
-    # The long one reaches back to the first steps, which go the farthest.
+    # The long one includes the first steps, where weights change the most.
     most = 0.03 if name == "long EMA" else 0.01
     apart, moved = distance(loaded(output), tracked), distance(run.raw, tracked)
     assert apart <= most * moved
     assert sum(report.solution.coefficients) == pytest.approx(1)
 
 
-def test_raw_checkpoints_make_an_average_too(run, tmp_path):
-    """Which is rough: a checkpoint stands for all steps of its epoch."""
+def test_an_average_can_be_synthesized_from_raw_checkpoints(run, tmp_path):
+    """Roughly: a checkpoint represents all steps of its epoch."""
     steps = [profile.steps for profile in profiles_in(run.checkpoints)]
     assert steps == [BATCHES * (1 + epoch) for epoch in range(EPOCHS)]
-    output = tmp_path / "made.weights.h5"
+    output = tmp_path / "synthesized.weights.h5"
     synthesize(run.checkpoints, output, **TARGETS["wide"])
     tracked = run.averages["wide"]
     apart, moved = distance(loaded(output), tracked), distance(run.raw, tracked)
     assert apart <= 0.5 * moved
 
 
-def test_snapshots_carry_their_profiles_and_load_in_a_plain_model(run):
+def test_snapshots_contain_profiles_and_load_in_a_plain_model(run):
     paths = run.snapshots
     assert len(paths) == 2 * EPOCHS
     assert paths[-1].name == f"sigma_0.1-{EPOCHS:05}.weights.h5"

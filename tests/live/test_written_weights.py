@@ -1,4 +1,4 @@
-"""Training is as without an average, whoever else writes to the weights."""
+"""An average does not change training, even if other code writes weights."""
 
 import contextlib
 import math
@@ -32,7 +32,7 @@ def assert_average(ema, samples):
 
 
 class Counter(keras.layers.Layer):
-    """Counts its calls, those of inference too."""
+    """Counts its calls, including those at inference."""
 
     def build(self, shape):
         self.count = self.add_weight(
@@ -52,7 +52,7 @@ def counting():
 
 
 class Touch(keras.callbacks.Callback):
-    """Writes to a weight that no gradient trains, in some hook."""
+    """Writes to a weight that is not trainable, in one hook."""
 
     def __init__(self, hook):
         super().__init__()
@@ -113,15 +113,15 @@ def count_in(model):
 VALIDATION = {"validation_data": (X, Y), "validation_batch_size": BATCH}
 
 
-@pytest.mark.filterwarnings("ignore:.*which no gradient trains")
-def test_a_cache_that_validation_writes_leaves_training_as_it_is():
+@pytest.mark.filterwarnings("ignore:.*which is not trainable")
+def test_a_cache_written_in_validation_does_not_change_training():
     ema = EMA(0.9)
     assert losses(caching, ema, **VALIDATION) == losses(caching, **VALIDATION)
     assert probe.counts(ema).averaged == 12
 
 
-def test_a_statistic_that_validation_moves_is_warned_of_and_can_be_left_out():
-    with pytest.warns(match="mean', which no gradient trains.*`include`"):
+def test_a_statistic_changed_in_validation_warns_and_can_be_excluded():
+    with pytest.warns(match="mean', which is not trainable.*`include`"):
         losses(tracking, ema := EMA(0.9), **VALIDATION)
     assert probe.counts(ema).averaged == 12
     plain = losses(tracking, **VALIDATION)
@@ -129,8 +129,8 @@ def test_a_statistic_that_validation_moves_is_warned_of_and_can_be_left_out():
     assert losses(tracking, without, **VALIDATION) == plain
 
 
-@pytest.mark.filterwarnings("ignore:.*which no gradient trains")
-def test_state_that_changes_at_inference_leaves_training_as_it_is():
+@pytest.mark.filterwarnings("ignore:.*which is not trainable")
+def test_state_that_changes_at_inference_does_not_change_training():
     validation = {"validation_data": (X, Y)}
     plain = losses(counting, **validation)
     model, ema = counting(), EMA(0.9)
@@ -147,7 +147,7 @@ def test_a_callback_may_write_to_untrained_weights_in_validation(hook):
     validation = {"validation_data": (X, Y)}
     plain = losses(counting, Touch(hook), **validation)
     ema = EMA(0.9)
-    with pytest.warns(match="count', which no gradient trains, changed"):
+    with pytest.warns(match="count', which is not trainable, changed"):
         received = losses(counting, Touch(hook), ema, epochs=3, **validation)
     assert received[:2] == plain
     assert probe.counts(ema).averaged == 18
@@ -170,27 +170,27 @@ def dense():
 
 
 @pytest.mark.parametrize("validation", [{}, {"validation_data": (X, Y)}])
-def test_a_callback_may_write_after_each_batch_wherever_it_is_listed(
+def test_a_callback_may_write_weights_after_each_batch_in_any_order(
     validation,
 ):
     clip = Clip()
     plain = losses(dense, clip, **validation)
     raw = clip.seen
     for order in (1, -1):
-        ema, rider = EMA(0.9), EMA(0.5, swap=False, name="rider")
-        callbacks = [ema, rider, Clip()][::order]
+        ema, other = EMA(0.9), EMA(0.5, swap=False, name="other")
+        callbacks = [ema, other, Clip()][::order]
         assert losses(dense, *callbacks, **validation) == plain
         found = next(c for c in callbacks if isinstance(c, Clip)).seen
         assert equal(found, raw)
         assert probe.counts(ema).averaged == 12
-        assert probe.counts(rider).averaged == 12
+        assert probe.counts(other).averaged == 12
         expected = reference.ema([[kernel] for kernel in raw], ema.decay)
         received = ema.get_weights()[:1]
         assert reference.relative_error(received, expected) < LIMIT
 
 
 class Target(keras.callbacks.Callback):
-    """Moves a target network, and at times the trained one back to it."""
+    """Averages a target network, and sometimes assigns it to the model."""
 
     def on_train_begin(self, logs=None):
         self.target = self.model.get_weights()
@@ -220,7 +220,7 @@ class Prune(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("writer", [Target, Prune])
 @pytest.mark.parametrize("order", [1, -1])
-def test_target_networks_and_pruning_are_as_without_an_average(writer, order):
+def test_an_average_does_not_change_target_networks_or_pruning(writer, order):
     plain = losses(dense, writer(), validation_data=(X, Y))
     ema = EMA(0.9)
     callbacks = [writer(), ema][::order]
@@ -228,7 +228,7 @@ def test_target_networks_and_pruning_are_as_without_an_average(writer, order):
     assert probe.counts(ema).averaged == 12
 
 
-def test_a_writer_and_data_of_unknown_length_are_right_in_any_order():
+def test_a_callback_may_write_weights_with_data_of_unknown_length():
     def train(*callbacks):
         model = dense()
         with warnings.catch_warnings():
@@ -245,7 +245,7 @@ def test_a_writer_and_data_of_unknown_length_are_right_in_any_order():
         assert probe.counts(ema).averaged == 6
 
 
-def test_one_trained_weight_that_is_replaced_is_kept_and_the_others_are_raw():
+def test_restore_keeps_a_replaced_weight_and_restores_the_others():
     model, ema, samples = dense(), EMA(0.9), Samples()
     fit(model, samples, ema)
     bias = model.layers[1].bias
@@ -255,7 +255,7 @@ def test_one_trained_weight_that_is_replaced_is_kept_and_the_others_are_raw():
     assert bias.value[0] == 7
 
 
-def test_a_file_tells_that_weights_were_replaced(tmp_path):
+def test_a_file_records_that_weights_were_replaced(tmp_path):
     model, ema = dense(), EMA(0.9)
     fit(model, ema)
     model.layers[1].bias.assign([7.0])
@@ -263,7 +263,7 @@ def test_a_file_tells_that_weights_were_replaced(tmp_path):
     again = EMA(0.9)
     other = models.fresh(models.dense, again)
     other.load_weights(tmp_path / "a.weights.h5")
-    with pytest.warns(match="starts anew: 1 weights"):
+    with pytest.warns(match="restarts: 1 weights"):
         fit(other, again)
     assert probe.counts(again).averaged == 12
 
@@ -271,8 +271,8 @@ def test_a_file_tells_that_weights_were_replaced(tmp_path):
 # Other fits
 
 
-class Probe(keras.callbacks.Callback):
-    """Trains another model in one of the hooks of a fit."""
+class TrainAnother(keras.callbacks.Callback):
+    """Trains another model in a hook of `fit`."""
 
     def __init__(self, hook, average):
         super().__init__()
@@ -289,8 +289,8 @@ class Probe(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "hook", ["on_epoch_end", "on_train_batch_end", "on_test_begin"]
 )
-def test_a_fit_in_a_hook_of_another_is_averaged_as_alone(hook):
-    inner = Probe(hook, SWA())
+def test_a_fit_in_a_hook_of_another_fit_has_the_correct_average(hook):
+    inner = TrainAnother(hook, SWA())
     outer, samples = EMA(0.9), Samples()
     fit(dense(), inner, samples, outer, validation_data=(X, Y))
     expected = reference.mean(inner.samples.weights[5::6])
@@ -299,7 +299,7 @@ def test_a_fit_in_a_hook_of_another_is_averaged_as_alone(hook):
     assert_average(outer, samples)
 
 
-class Look(keras.callbacks.Callback):
+class EvaluateInEpoch(keras.callbacks.Callback):
     """Evaluates the average in the middle of an epoch."""
 
     def __init__(self, make_callbacks):
@@ -314,16 +314,16 @@ class Look(keras.callbacks.Callback):
             self.model.evaluate(X, Y, verbose=0, callbacks=self.callbacks)
 
 
-@pytest.mark.parametrize("is_a_list_of_keras", [False, True])
-def test_an_evaluation_in_an_epoch_is_no_end_of_it(is_a_list_of_keras):
+@pytest.mark.parametrize("is_callback_list", [False, True])
+def test_an_evaluation_within_an_epoch_does_not_end_the_epoch(is_callback_list):
     def callbacks(model):
-        if is_a_list_of_keras:
+        if is_callback_list:
             return keras.callbacks.CallbackList([swa], model=model)
         return [swa]
 
     plain, samples, swa = Samples(), Samples(), SWA()
     fit(dense(), plain)
-    fit(dense(), samples, Look(callbacks), swa)
+    fit(dense(), samples, EvaluateInEpoch(callbacks), swa)
     assert equal(samples.weights[-1], plain.weights[-1])
     expected = reference.mean(samples.weights[5::6])
     assert reference.relative_error(swa.get_weights(), expected) < LIMIT
@@ -331,7 +331,7 @@ def test_an_evaluation_in_an_epoch_is_no_end_of_it(is_a_list_of_keras):
 
 @models.seeded
 def sharing():
-    """Two models with one encoder."""
+    """Two models that share an encoder."""
     inputs = keras.Input((4,))
     encoded = keras.layers.Dense(6, activation="tanh")(inputs)
     return [
@@ -340,7 +340,7 @@ def sharing():
     ]
 
 
-def test_models_that_share_layers_are_averaged_in_turn():
+def test_models_that_share_layers_can_be_trained_in_turn():
     def train(*averages):
         found = []
         for _ in range(3):
@@ -358,7 +358,7 @@ def test_models_that_share_layers_are_averaged_in_turn():
 # Contexts
 
 
-def test_contexts_nest_in_any_way():
+def test_contexts_can_be_nested_in_any_order():
     model, samples = dense(), Samples()
     one, two = EMA(0.9), EMA(0.5, swap=False, name="two")
     fit(model, samples, one, two)
@@ -384,13 +384,11 @@ def test_contexts_nest_in_any_way():
 
 @pytest.mark.parametrize("use", ["evaluate", "predict", "train_on_batch"])
 @pytest.mark.parametrize("outer", ["without a sample", "another", "the same"])
-def test_contexts_give_back_what_they_found_after_a_step_of_the_model(
-    use, outer
-):
-    """JAX donates the arrays of a model, so contexts keep none of them."""
+def test_contexts_restore_the_weights_after_a_step_of_the_model(use, outer):
+    """JAX donates the arrays of a model, so contexts must not keep them."""
     model, ema = compiled(models.batch_norm()), EMA(0.9)
     other = EMA(0.5, swap=False, name="other")
-    none = EMA(0.5, swap=False, name="none", start=1000)
+    none = EMA(0.5, swap=False, name="none", start_step=1000)
     fit(model, ema, other, none)
     shown = model.get_weights()
     steps = {
@@ -418,7 +416,7 @@ def test_training_in_a_context_leaves_no_outdated_average(
 ):
     model, samples, ema = dense(), Samples(), EMA(0.9, swap=swap)
     other = EMA(0.5, swap=False, name="other")
-    none = EMA(0.5, swap=False, name="none", start=1000)
+    none = EMA(0.5, swap=False, name="none", start_step=1000)
     fit(model, samples, ema, other, none)
     ema.apply()
     with {"ema": ema, "other": other, "none": none}[outer].applied():
@@ -432,7 +430,7 @@ def test_training_in_a_context_leaves_no_outdated_average(
     assert equal(model.get_weights(), samples.weights[-1])
 
 
-def test_a_file_that_is_saved_in_a_context_has_the_raw_weights(tmp_path):
+def test_a_file_saved_in_a_context_has_the_raw_weights(tmp_path):
     model, samples = dense(), Samples()
     one, two = EMA(0.9), EMA(0.5, swap=False, name="two")
     fit(model, samples, one, two)
@@ -449,7 +447,7 @@ def test_a_file_that_is_saved_in_a_context_has_the_raw_weights(tmp_path):
         assert equal(loaded.get_weights(), saved.get_weights())
 
 
-def test_what_is_written_in_a_context_stays():
+def test_weights_written_in_a_context_are_kept():
     model, ema = dense(), EMA(0.9)
     fit(model, ema)
     ema.restore()
@@ -459,7 +457,7 @@ def test_what_is_written_in_a_context_stays():
     assert equal(model.get_weights(), new)
 
 
-def test_what_is_written_in_a_context_stays_where_an_average_was_before():
+def test_weights_written_in_a_context_replace_a_swapped_in_average():
     model, one, two = dense(), EMA(0.9), EMA(0.5, swap=False, name="two")
     fit(model, one, two)
     new = [w * 0.9 for w in model.get_weights()]
@@ -470,13 +468,13 @@ def test_what_is_written_in_a_context_stays_where_an_average_was_before():
     assert equal(model.get_weights(), new)
 
 
-def test_a_model_whose_weights_were_exchanged_is_refused_and_left_alone():
+def test_a_model_whose_weights_were_replaced_is_refused_and_not_changed():
     model, ema = dense(), EMA(0.9)
     fit(model, ema)
     model.quantize("int8")
     before = model.get_weights()
     for method in (ema.restore, ema.apply, ema.get_weights):
-        with pytest.raises(ValueError, match="must have the weights that were"):
+        with pytest.raises(ValueError, match="must have the weights of"):
             method()
     with contextlib.ExitStack() as stack:
         stack.enter_context(pytest.raises(ValueError, match="must have the"))
@@ -484,19 +482,19 @@ def test_a_model_whose_weights_were_exchanged_is_refused_and_left_alone():
     assert equal(model.get_weights(), before)
 
 
-def test_weights_that_are_exchanged_under_an_average_are_warned_of():
+def test_replacing_weights_while_an_average_is_swapped_in_warns():
     model, ema = dense(), EMA(0.9)
     fit(model, ema)
     shown = model.layers[0].get_weights()
     model.pop()
     model.compile("sgd", "mse", jit_compile=False)
     found = Samples()
-    with pytest.warns(match="were exchanged, by `quantize`, `pop`"):
+    with pytest.warns(match=r"were replaced \(by `quantize`, `pop`"):
         fit(model, found, EMA(0.9))
     assert equal(found.initial, shown)
 
 
-def test_keras_own_average_beside_ours_is_warned_of():
+def test_use_ema_of_the_optimizer_causes_a_warning():
     model = compiled(models.dense(), keras.optimizers.SGD(0.01, use_ema=True))
     with pytest.warns(match="must not have `use_ema=True` beside `EMA`"):
         fit(model, EMA(0.9, swap=False), epochs=1)
@@ -506,7 +504,7 @@ def test_keras_own_average_beside_ours_is_warned_of():
 
 
 def warned_at(code):
-    """The file and line of each warning of ours, under Python's own filter."""
+    """The file and line of each warning about a missing average."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         code()
@@ -515,19 +513,19 @@ def warned_at(code):
     ]
 
 
-def test_a_warning_names_the_line_of_the_user_each_time():
+def test_each_warning_has_the_line_of_the_user_code():
     model = dense()
 
     def train():
         for _ in range(2):
-            model.fit(X, Y, verbose=0, callbacks=[EMA(0.9, start=1000)])
+            model.fit(X, Y, verbose=0, callbacks=[EMA(0.9, start_step=1000)])
 
     line = train.__code__.co_firstlineno + 2
     assert warned_at(train) == [(__file__, line)] * 2
 
 
-def test_a_context_gives_an_average_back_that_was_restored_by_hand_in_it():
-    """And its weights were not replaced."""
+def test_a_context_swaps_the_average_in_again_after_restore_within_it():
+    """The weights do not count as replaced."""
     model, samples, ema = dense(), Samples(), EMA(0.9)
     fit(model, samples, ema)
     shown = model.get_weights()
@@ -538,7 +536,7 @@ def test_a_context_gives_an_average_back_that_was_restored_by_hand_in_it():
     assert_average(ema, samples)
 
 
-def test_a_context_without_an_average_yet_gives_back_what_it_found():
+def test_a_context_of_an_empty_average_restores_the_weights():
     model, ema, none = dense(), EMA(0.9), EMA(0.5, swap=False, name="none")
     fit(model, ema)
     averaged = model.get_weights()

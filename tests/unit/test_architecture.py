@@ -1,7 +1,8 @@
-"""Who may import whom, what is public, and what an import brings along."""
+"""What modules may import, what is public, and what an import loads."""
 
 import ast
 import functools
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,45 +15,48 @@ from keras_wavg.schedules import Uniform
 PACKAGE = Path(keras_wavg.__file__).parent
 BACKENDS = {"jax", "tensorflow", "torch"}
 
-# What the live and the saved side have in common.
+# Shared by the code for training and the code for files.
 NEUTRAL = "arguments atomic horizon profile schedules system"
-# Folders and modules, and what they may import besides each other and the
-# standard library. What is ours stands in a row above. A new folder or module
-# needs a place here; what lies in a folder has it already.
+# What packages and modules may import, besides those of the same row and the
+# standard library. A module of this package must be in a row above. Add a new
+# module here, unless it is in a package, which has one entry.
 MAY_IMPORT = {
     NEUTRAL: "numpy",
-    "conversion": "keras numpy",
-    "files": f"{NEUTRAL} numpy zlib_ng tensorstore upath",
+    "model_from_config": "keras numpy",
+    "files": f"{NEUTRAL} numpy rich zlib_ng tensorstore upath",
+    "sampling": "arguments",
     "keras_private": "keras",
     "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",
-    "clock included sampling state": f"{NEUTRAL} keras numpy",
-    "adapters": "keras_private keras",
+    "clock included state": f"{NEUTRAL} keras numpy",
+    "lora": "keras_private keras",
     "backend": "keras_private keras numpy jax tensorflow torch",
-    "saveable": "adapters backend warning keras numpy h5py",
+    "saving": "lora backend warning keras numpy h5py",
     "swapping": "backend keras_private warning keras",
     "finite": "backend keras",
     "ensemble": "arguments backend keras numpy",
-    "averages": f"{NEUTRAL} clock saveable backend ensemble keras_private "
+    "averages": f"{NEUTRAL} clock saving backend ensemble keras_private "
     "keras numpy jax tensorflow torch",
     "plan": f"{NEUTRAL} sampling averages",
     "batchnorm": "arguments keras_private backend swapping keras numpy",
-    "running shadow": "warning adapters averages backend clock finite included "
-    "plan state swapping keras numpy",
-    "callbacks": f"{NEUTRAL} warning running shadow swapping included plan "
-    "sampling saveable backend averages batchnorm ensemble keras numpy",
+    "averaged_weights model_average": "warning lora averages backend clock "
+    "finite included plan state swapping keras numpy",
+    "callbacks": f"{NEUTRAL} warning model_average averaged_weights "
+    "swapping included plan sampling saving backend averages batchnorm "
+    "ensemble keras numpy",
     "plots": "arguments profile ensemble keras numpy matplotlib",
-    "soup": "arguments files batchnorm ensemble rich",
-    "cli": f"{NEUTRAL} __version__ files numpy rich typer",
+    "soup": "arguments files batchnorm ensemble",
+    "cli": f"{NEUTRAL} __version__ files numpy typer",
     "__main__": "cli",
     "__init__": "horizon profile learning_rates files batchnorm callbacks "
     "plots soup",
 }
-# These bring both sides together.
+# These may import the code for training and for files.
 FRONT = {"__init__", "__main__", "cli", "soup"}
 
 DOCUMENTED = (ast.ClassDef, ast.FunctionDef)
 MOST_LINES_OF_A_FUNCTION = 30
+MEDIAN_LINES_OF_A_FUNCTION = 5
 MOST_LINES_OF_A_FILE = 200
 
 
@@ -62,16 +66,16 @@ def sources(package=PACKAGE):
     return {path.relative_to(package): path.read_text() for path in paths}
 
 
-def home(path):
-    """The folder or module, right in the package, that a file belongs to."""
+def top_level(path):
+    """The top-level module or subpackage that a file belongs to."""
     return path.parts[0].removesuffix(".py")
 
 
 @functools.cache
 def imports(source):
-    """What a source imports: a package, or a part of ours, or a relative name.
+    """What a source imports: libraries, parts of this package, relative names.
 
-    The standard library is left out.
+    Without the standard library.
     """
     names = set()
     for node in ast.walk(ast.parse(source)):
@@ -84,16 +88,16 @@ def imports(source):
 
 
 def root_of(name):
-    """What a dotted name belongs to; nothing if to the standard library."""
+    """The library or part that has a dotted name; `None` if it is standard."""
     first, *rest = name.split(".")
     if first == "keras_wavg":
-        # Some of ours are called as modules of Python: `profile`.
+        # Some have the name of a standard module: `profile`.
         return rest[0] if rest else first
     return None if first in sys.stdlib_module_names else first or name
 
 
 def allowed():
-    """What each folder and module may import, itself among it."""
+    """What each package and module may import, including itself."""
     return {
         name: set(f"{group} {others}".split())
         for group, others in MAY_IMPORT.items()
@@ -102,25 +106,25 @@ def allowed():
 
 
 def forbidden_imports(package=PACKAGE):
-    """Of each file what it imports and must not; `None` if it has no row."""
+    """The forbidden imports of each file; `None` if it has no row."""
     may_import, found = allowed(), {}
     for path, source in sources(package).items():
-        if home(path) not in may_import:
+        if top_level(path) not in may_import:
             found[path.as_posix()] = None
-        elif wrong := imports(source) - may_import[home(path)]:
+        elif wrong := imports(source) - may_import[top_level(path)]:
             found[path.as_posix()] = wrong
     return found
 
 
-def test_a_file_imports_only_what_its_folder_may():
+def test_a_file_imports_only_what_the_table_allows():
     assert forbidden_imports() == {}
 
 
-def test_the_table_names_nothing_that_is_not_there():
-    assert set(allowed()) == {home(path) for path in sources()}
+def test_the_table_names_every_module_and_no_others():
+    assert set(allowed()) == {top_level(path) for path in sources()}
 
 
-def test_what_is_ours_and_may_be_imported_stands_in_a_row_above():
+def test_a_row_of_the_table_allows_only_modules_of_rows_above():
     known = set()
     for group, others in MAY_IMPORT.items():
         assert set(others.split()) & set(allowed()) <= known, group
@@ -136,11 +140,11 @@ def test_a_forbidden_import_is_found(tmp_path):
             "from keras_wavg.files.file_plan import a",
             {"files"},
         ),
-        "shadow.py": ("from torch.nn import Linear", {"torch"}),
+        "averaged_weights.py": ("from torch.nn import Linear", {"torch"}),
         "state.py": ("from keras_wavg import EMA", {"EMA"}),
         "clock.py": ("import keras_wavg", {"keras_wavg"}),
         "backend/new.py": ("from keras_wavg import profile", {"profile"}),
-        "plan.py": ("from . import shadow", {"..shadow"}),
+        "plan.py": ("from . import averaged_weights", {"..averaged_weights"}),
         "new.py": ("import math", None),
         "new/__init__.py": ("", None),
     }
@@ -157,23 +161,23 @@ def test_a_forbidden_import_is_found(tmp_path):
     assert forbidden_imports(tmp_path) == expected
 
 
-def test_a_file_knows_one_backend_at_most():
+def test_a_file_imports_at_most_one_backend():
     for path, source in sources().items():
         assert len(imports(source) & BACKENDS) <= 1, path
 
 
-def test_live_and_saved_averages_do_not_know_each_other():
-    ours = set(allowed()) - set(NEUTRAL.split())
+def test_code_for_training_and_for_files_are_independent():
+    own = set(allowed()) - set(NEUTRAL.split())
     for path, source in sources().items():
-        known = imports(source) & ours
-        if home(path) == "files":
+        known = imports(source) & own
+        if top_level(path) == "files":
             assert known <= {"files"}, path
-        elif home(path) not in FRONT:
+        elif top_level(path) not in FRONT:
             assert "files" not in known, path
 
 
 def code_lines(source, node):
-    """Lines of a module or function that are neither blank, comment nor doc."""
+    """Lines of a module or function without blanks, comments, docstring."""
     body = node.body[ast.get_docstring(node) is not None :]
     if not body:
         return 0
@@ -181,18 +185,23 @@ def code_lines(source, node):
     return sum(bool(text) and text[0] != "#" for text in map(str.strip, lines))
 
 
-def long_functions(source):
-    """Names of functions that have too many lines, and how many."""
+def lengths(source):
+    """Names and line counts of functions."""
     return [
         (node.name, code_lines(source, node))
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.FunctionDef)
-        and code_lines(source, node) > MOST_LINES_OF_A_FUNCTION
     ]
 
 
+def long_functions(source):
+    """Names and line counts of functions that are too long."""
+    most = MOST_LINES_OF_A_FUNCTION
+    return [(name, count) for name, count in lengths(source) if count > most]
+
+
 def code_lines_of_file(source):
-    """Lines of a file without those of any docstring."""
+    """Lines of a file without all docstrings."""
     tree = ast.parse(source)
     inside = [n for n in ast.walk(tree) if isinstance(n, DOCUMENTED)]
     docs = sum(len((ast.get_docstring(n) or "").splitlines()) for n in inside)
@@ -202,6 +211,11 @@ def code_lines_of_file(source):
 def test_no_function_is_long():
     for path, source in sources().items():
         assert long_functions(source) == [], path
+
+
+def test_the_median_function_is_short():
+    counts = [n for source in sources().values() for _, n in lengths(source)]
+    assert statistics.median(counts) <= MEDIAN_LINES_OF_A_FUNCTION
 
 
 def test_no_file_is_long():
@@ -218,7 +232,7 @@ def test_long_functions_and_files_are_found():
     assert code_lines_of_file("\n".join(lines)) == 32
 
 
-def test_every_public_name_can_be_had_and_nothing_else_is_offered():
+def test_exactly_the_public_names_are_offered():
     assert dir(keras_wavg) == sorted(keras_wavg.__all__)
     for name in keras_wavg.__all__:
         assert getattr(keras_wavg, name).__doc__
@@ -227,7 +241,7 @@ def test_every_public_name_can_be_had_and_nothing_else_is_offered():
 
 
 def modules_after_importing(*names):
-    """The modules that a process has after it has imported some."""
+    """The modules that are loaded in a process after it imports some."""
     code = f"import sys, {', '.join(names)}; print(*sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -244,14 +258,14 @@ def test_saved_weights_need_neither_keras_nor_h5py_nor_a_backend():
     saved = [
         ".".join(("keras_wavg", *path.with_suffix("").parts))
         for path in sources()
-        if home(path) in {"files", "soup", "cli"}
+        if top_level(path) in {"files", "soup", "cli"}
     ]
     found = modules_after_importing(*saved)
     assert set(saved) <= found
     assert not {"keras", "h5py", *BACKENDS} & found
 
 
-def test_another_backend_is_refused_with_what_to_do(monkeypatch):
+def test_an_unsupported_backend_is_refused(monkeypatch):
     from keras_wavg.averages.scheduled import Scheduled
 
     monkeypatch.setattr("keras.config.backend", lambda: "numpy")

@@ -23,7 +23,8 @@ PUBLIC = {
     f"{home.__name__}.{name}": getattr(home, name)
     for home, names in {
         keras_wavg: set(keras_wavg.__all__) - {"coefficients", "plots"},
-        plots: set(plots.__all__) - {"LossPlane"},  # a result, made by none
+        plots: set(plots.__all__)
+        - {"LossPlane"},  # a result that users do not create
         coefficients: {"uniform", "ascending", "ema", "decay_emulation"},
     }.items()
     for name in sorted(names)
@@ -32,7 +33,7 @@ PUBLIC = {
 
 @pytest.mark.usefixtures("figures")
 def test_docstring_examples_that_train_nothing_run():
-    """Those that train do in `slow/live/test_readme.py`."""
+    """Those that train run in `slow/live/test_readme.py`."""
     tests = {
         name: test
         for name, test in docstrings.examples().items()
@@ -42,7 +43,7 @@ def test_docstring_examples_that_train_nothing_run():
     assert docstrings.failures(tests) == []
 
 
-def test_every_public_example_is_among_those_that_are_run():
+def test_every_public_example_is_run():
     shown = {
         f"{public.__module__}.{public.__qualname__}"
         for public in PUBLIC.values()
@@ -52,7 +53,7 @@ def test_every_public_example_is_among_those_that_are_run():
     assert shown <= docstrings.examples().keys()
 
 
-def test_an_example_that_is_wrong_is_found():
+def test_a_wrong_example_is_found():
     parser = doctest.DocTestParser()
     tests = {
         name: parser.get_doctest(source, {}, name, None, 0)
@@ -61,8 +62,8 @@ def test_an_example_that_is_wrong_is_found():
     assert docstrings.failures(tests) == ["wrong"]
 
 
-def lacking(text, signature) -> list[str]:
-    """What a docstring of this signature should have and does not."""
+def missing_parts(text, signature) -> list[str]:
+    """The parts that a docstring of this signature lacks."""
     wanted = [f"{n}:" for n in signature.parameters if n != "self"]
     wanted += ["Args:"] * bool(wanted)
     returned = signature.return_annotation
@@ -71,16 +72,16 @@ def lacking(text, signature) -> list[str]:
     return [part for part in wanted if part not in text]
 
 
-def undocumented(documented) -> list[str]:
-    """What the docstring of a class, function or method should have."""
+def undocumented_parts(documented) -> list[str]:
+    """The parts that the docstring of a class, function or method lacks."""
     signature = inspect.signature(documented)
     if isinstance(documented, type):
         signature = signature.replace(return_annotation=None)
-    return lacking(inspect.getdoc(documented) or "", signature)
+    return missing_parts(inspect.getdoc(documented) or "", signature)
 
 
 def public_methods(public):
-    """Methods of ours that a user calls, by name."""
+    """The public methods of a class in this package, by name."""
     for method, documented in inspect.getmembers(public, inspect.isroutine):
         home = getattr(documented, "__module__", None) or ""
         hidden = method.startswith(("_", "on_"))
@@ -88,21 +89,26 @@ def public_methods(public):
             yield method, documented
 
 
-def test_every_public_name_tells_what_it_takes_and_gives():
+def test_every_public_name_documents_arguments_and_results():
     for name, public in PUBLIC.items():
         assert "Example:" in public.__doc__, name
-        assert undocumented(public) == [], name
+        assert undocumented_parts(public) == [], name
         for method, documented in public_methods(public):
-            assert undocumented(documented) == [], f"{name}.{method}"
+            assert undocumented_parts(documented) == [], f"{name}.{method}"
 
 
-def test_what_a_docstring_lacks_is_found():
+def test_missing_parts_of_a_docstring_are_found():
     def documented(self, first, second) -> int: ...
 
     signature = inspect.signature(documented)
     text = "Do.\n\nArgs:\n    first: Integer."
-    assert lacking(text, signature) == ["second:", "Returns:"]
-    assert lacking("", signature) == ["first:", "second:", "Args:", "Returns:"]
+    assert missing_parts(text, signature) == ["second:", "Returns:"]
+    assert missing_parts("", signature) == [
+        "first:",
+        "second:",
+        "Args:",
+        "Returns:",
+    ]
 
 
 def test_the_first_page_is_short():
@@ -110,7 +116,7 @@ def test_the_first_page_is_short():
 
 
 def anchors(page):
-    """What can be linked to on a page, as GitHub and PyPI name it."""
+    """The anchors of a page, as GitHub and PyPI name them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {
         re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
@@ -119,7 +125,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
-def test_links_between_the_pages_lead_somewhere(page):
+def test_links_between_the_pages_exist(page):
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     for link in links:
         path, _, anchor = link.partition("#")

@@ -1,24 +1,22 @@
-"""The arguments of learning rates: what is refused, and the config."""
+"""Learning rate schedules: invalid arguments, config and `repr`."""
 
+import functools
 import math
 
 import keras
 import numpy
 import pytest
 
-from keras_wavg.learning_rates import (
-    AnnealToConstant,
-    CyclicLearningRate,
-    TriangularLearningRate,
-)
+from keras_wavg.learning_rates import AnnealToConstant, CyclicLearningRate
 
-CYCLES = [CyclicLearningRate, TriangularLearningRate]
+SAWTOOTH = functools.partial(CyclicLearningRate, shape="sawtooth")
+TRIANGLE = functools.partial(CyclicLearningRate, shape="triangle")
 
 
 def nested():
     decay = keras.optimizers.schedules.CosineDecay(0.5, 3)
     return AnnealToConstant(
-        CyclicLearningRate(0.1, 0.02, 4, before=decay, start_step=3),
+        TRIANGLE(0.1, 0.02, 4, before=decay, start_step=3, name="cycle"),
         0.05,
         start_step=8,
         anneal_steps=4,
@@ -31,26 +29,47 @@ def rates(schedule):
 
 @pytest.mark.parametrize(
     "schedule",
-    [*(kind(0.1, 0.02, 4) for kind in CYCLES), nested()],
-    ids=lambda schedule: type(schedule).__name__,
+    [SAWTOOTH(0.1, 0.02, 4), TRIANGLE(0.1, 0.02, 4), nested()],
+    ids=["sawtooth", "triangle", "nested"],
 )
-def test_a_config_makes_the_same_schedule(schedule):
+def test_a_config_creates_the_same_schedule(schedule):
     config = schedule.get_config()
-    again = type(schedule).from_config(config)
-    assert again.get_config() == config
-    assert rates(again) == rates(schedule)
-    written = keras.optimizers.schedules.serialize(schedule)
-    read = keras.optimizers.schedules.deserialize(written)
-    assert type(read) is type(schedule)
-    assert read.get_config() == config
+    created = type(schedule).from_config(config)
+    assert created.get_config() == config
+    assert rates(created) == rates(schedule)
+    serialized = keras.optimizers.schedules.serialize(schedule)
+    deserialized = keras.optimizers.schedules.deserialize(serialized)
+    assert type(deserialized) is type(schedule)
+    assert deserialized.get_config() == config
+    assert repr(deserialized) == repr(schedule)
 
 
-GOOD_CYCLE = {
+def test_names_are_in_the_config():
+    assert SAWTOOTH(0.1, 0.02, 4).get_config()["name"] == "CyclicLearningRate"
+    config = nested().get_config()
+    assert config["name"] == "AnnealToConstant"
+    assert config["before"]["config"]["name"] == "cycle"
+
+
+def test_repr_has_the_settings_that_are_not_defaults():
+    assert repr(SAWTOOTH(0.1, 0.02, 4)) == (
+        "CyclicLearningRate(max_learning_rate=0.1, min_learning_rate=0.02, "
+        "cycle_steps=4)"
+    )
+    assert repr(nested()) == (
+        "AnnealToConstant(before=CyclicLearningRate(max_learning_rate=0.1, "
+        "min_learning_rate=0.02, cycle_steps=4, shape='triangle', "
+        "before=CosineDecay, start_step=3, name='cycle'), "
+        "learning_rate=0.05, start_step=8, anneal_steps=4)"
+    )
+
+
+CYCLE = {
     "max_learning_rate": 0.1,
     "min_learning_rate": 0.01,
     "cycle_steps": 4,
 }
-BAD_CYCLES = [
+INVALID_CYCLES = [
     ({"max_learning_rate": -1}, r"finite number >= 0. .*max_learning_rate=-1"),
     ({"max_learning_rate": math.inf}, r"`max_learning_rate` must be a finite"),
     ({"min_learning_rate": math.nan}, r"`min_learning_rate` must be a finite"),
@@ -65,22 +84,29 @@ BAD_CYCLES = [
 ]
 
 
-@pytest.mark.parametrize("kind", CYCLES)
-@pytest.mark.parametrize(("arguments", "message"), BAD_CYCLES, ids=str)
-def test_a_bad_cycle_is_refused(kind, arguments, message):
+@pytest.mark.parametrize("create", [SAWTOOTH, TRIANGLE], ids=str)
+@pytest.mark.parametrize(("arguments", "message"), INVALID_CYCLES, ids=str)
+def test_an_invalid_cycle_is_refused(create, arguments, message):
     with pytest.raises(ValueError, match=message):
-        kind(**GOOD_CYCLE | arguments)
+        create(**CYCLE | arguments)
 
 
-def test_a_triangle_has_a_middle():
+@pytest.mark.parametrize("shape", ["sine", "Triangle", None, 2])
+def test_an_invalid_shape_is_refused(shape):
+    message = rf"`shape` must be one of \('sawtooth', 'triangle'\).*={shape!r}"
+    with pytest.raises(ValueError, match=message):
+        CyclicLearningRate(**CYCLE, shape=shape)
+
+
+def test_a_triangle_of_an_odd_number_of_steps_is_refused():
     message = (
         "`cycle_steps` must be an even integer >= 2. Received: cycle_steps=5"
     )
     with pytest.raises(ValueError, match=message):
-        TriangularLearningRate(0.1, 0.01, 5)
+        TRIANGLE(0.1, 0.01, 5)
 
 
-GOOD_ANNEALING = {
+ANNEALING = {
     "before": 0.1,
     "learning_rate": 0.05,
     "start_step": 3,
@@ -100,14 +126,14 @@ GOOD_ANNEALING = {
     ],
     ids=str,
 )
-def test_a_bad_annealing_is_refused(arguments, message):
+def test_invalid_annealing_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        AnnealToConstant(**GOOD_ANNEALING | arguments)
+        AnnealToConstant(**ANNEALING | arguments)
 
 
-def test_numpy_numbers_are_numbers():
+def test_numpy_numbers_are_accepted():
     schedule = CyclicLearningRate(
         numpy.float32(0.5), numpy.float64(0.25), numpy.int64(2)
     )
     config = schedule.get_config()
-    assert [type(config[name]) for name in GOOD_CYCLE] == [float, float, int]
+    assert [type(config[name]) for name in CYCLE] == [float, float, int]

@@ -1,4 +1,4 @@
-"""Small arrays lie side by side in one flat array."""
+"""Small arrays are packed into one flat array."""
 
 import keras
 import numpy
@@ -16,7 +16,7 @@ SHAPES = st.sampled_from(
 @given(
     arrays=st.lists(st.tuples(SHAPES, st.booleans()), min_size=1, max_size=6)
 )
-def test_unpacking_gives_what_was_packed(arrays):
+def test_unpacking_returns_the_packed_arrays(arrays):
     shapes, packable = zip(*arrays, strict=True)
     packing = Packing(shapes, packable)
     values = [
@@ -27,7 +27,7 @@ def test_unpacking_gives_what_was_packed(arrays):
     assert equal(packing.unpack(packed), values)
 
 
-def test_what_is_small_and_packable_becomes_one_array():
+def test_small_packable_arrays_become_one_array():
     shapes = ((SMALL,), (SMALL + 1,), (2, 2), (3,))
     packing = Packing(shapes, (True, True, False, True))
     arrays = [keras.ops.ones(shape) for shape in shapes]

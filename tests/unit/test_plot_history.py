@@ -1,4 +1,4 @@
-"""The picture of a history: raw against averages, and the best of each."""
+"""`plot_history`: raw weights and averages, and the best epoch of each."""
 
 import math
 
@@ -24,7 +24,7 @@ HISTORY = {
 
 
 def curves(ax):
-    """Epochs and values by name."""
+    """Return epochs and values by name."""
     return {
         line.get_label().split(":")[0]: line.get_xydata().T.tolist()
         for line in ax.lines
@@ -36,7 +36,7 @@ def labels(ax):
 
 
 def best(ax):
-    """The point with a dot, by name."""
+    """Return the points that have a dot, by name."""
     return {
         line.get_label().split(":")[0]: line.get_xydata()[
             line.get_markevery()
@@ -45,24 +45,24 @@ def best(ax):
     }
 
 
-def test_raw_comes_first_then_each_average_by_epoch():
-    found = curves(plot_history(HISTORY))
-    assert list(found) == ["raw", "ema", "slow_ema"]
-    assert found == {
+def test_raw_is_the_first_curve_then_each_average():
+    drawn = curves(plot_history(HISTORY))
+    assert list(drawn) == ["raw", "ema", "slow_ema"]
+    assert drawn == {
         "raw": [[1, 2, 3], [0.9, 0.5, 0.7]],
         "ema": [[1, 2, 3], [0.8, 0.6, 0.4]],
         "slow_ema": [[1, 2, 3], [0.85, 0.95, 0.75]],
     }
 
 
-def test_raw_is_gray_and_averages_are_not():
-    colours = [line.get_color() for line in plot_history(HISTORY).lines]
-    red, green, blue = pyplot.matplotlib.colors.to_rgb(colours[0])
+def test_only_raw_is_gray():
+    colors_used = [line.get_color() for line in plot_history(HISTORY).lines]
+    red, green, blue = pyplot.matplotlib.colors.to_rgb(colors_used[0])
     assert red == green == blue
-    assert len(set(colours)) == 3
+    assert len(set(colors_used)) == 3
 
 
-def test_the_best_epoch_of_each_has_a_dot_and_is_said():
+def test_a_dot_and_the_legend_show_the_best_epoch():
     ax = plot_history(HISTORY)
     assert best(ax) == {
         "raw": [[2, 0.5]],
@@ -80,41 +80,41 @@ def test_the_best_epoch_of_each_has_a_dot_and_is_said():
     ("mode", "expected"),
     [("auto", "highest 0.9000"), ("max", "highest 0.9"), ("min", "lowest 0.3")],
 )
-def test_the_mode_says_what_is_best(mode, expected):
+def test_mode_selects_the_lowest_or_the_highest(mode, expected):
     ax = plot_history(HISTORY, "val_accuracy", mode=mode)
     assert labels(ax)[0].startswith(f"raw: {expected}")
     assert ax.get_ylabel() == "val_accuracy"
 
 
-def test_epochs_between_evaluations_are_bridged():
+def test_epochs_without_evaluation_are_interpolated():
     history = {
         "raw_val_loss": [0.9, NAN, NAN, 0.3, NAN],
         "ema_val_loss": [0.8, NAN, NAN, 0.6, NAN],
     }
-    found = curves(plot_history(history))
-    assert found["raw"] == [[1, 4], [0.9, 0.3]]
-    assert found["ema"] == [[1, 4], [0.8, 0.6]]
+    drawn = curves(plot_history(history))
+    assert drawn["raw"] == [[1, 4], [0.9, 0.3]]
+    assert drawn["ema"] == [[1, 4], [0.8, 0.6]]
 
 
-def test_what_is_infinite_is_never_the_best():
+def test_an_infinite_score_is_never_the_best():
     history = {"raw_val_loss": [-math.inf, 2.0, math.inf, 1.0]}
     assert best(plot_history(history)) == {"raw": [[4, 1.0]]}
 
 
-def test_an_average_without_a_finite_score_has_no_best():
+def test_without_a_finite_score_there_is_no_best():
     history = {"raw_val_loss": [1.0, 2.0], "ema_val_loss": [NAN, math.inf]}
     ax = plot_history(history)
     assert labels(ax) == ["raw: lowest 1.000, epoch 1", "ema"]
     assert best(ax)["ema"] == []
 
 
-def test_epochs_go_on_from_where_a_fit_began():
+def test_epochs_continue_those_of_a_resumed_fit():
     history = keras.callbacks.History()
     history.history, history.epoch = HISTORY, [7, 8, 9]
     assert curves(plot_history(history))["raw"][0] == [8, 9, 10]
 
 
-def test_epochs_are_whole_numbers_from_1_on():
+def test_epoch_ticks_are_integers_from_1():
     for epochs in (1, 2, 5, 300):
         ax = plot_history({"raw_val_loss": numpy.ones(epochs)})
         ticks = [t for t in ax.get_xticks() if t >= ax.get_xlim()[0]]
@@ -123,13 +123,13 @@ def test_epochs_are_whole_numbers_from_1_on():
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
-def test_no_factor_of_the_ticks_gets_into_the_legend(factor):
+def test_ticks_have_no_multiplier(factor):
     ax = plot_history({"raw_val_loss": [factor, 2 * factor, 3 * factor]})
     ax.figure.draw_without_rendering()
     assert not ax.yaxis.get_offset_text().get_text()
 
 
-def test_the_picture_is_drawn_on_the_axes_given():
+def test_existing_axes_can_be_used():
     _, ax = pyplot.subplots()
     assert plot_history(HISTORY, ax=ax) is ax
     assert ax.get_xlabel() == "epoch"
@@ -140,16 +140,17 @@ def test_the_picture_is_drawn_on_the_axes_given():
     ("arguments", "message"),
     [
         (
-            {"metric": "val_auc"},
-            r"`metric` must .* metric='val_auc', and .*ema",
+            {"monitor": "val_auc"},
+            r"`monitor` must .* monitor='val_auc', and .*ema",
         ),
-        ({"metric": "loss"}, r"`metric` must .* Received: metric='loss'"),
-        ({"history": {}}, r"`metric` must .* a history of \[\]"),
+        ({"monitor": "loss"}, r"`monitor` must .* Received: monitor='loss'"),
+        ({"history": {}}, r"`monitor` must .* a history of \[\]"),
         ({"history": [0.5]}, r"`history` must .* history=\[0.5\]"),
         ({"mode": "best"}, r"`mode` must .* Received: mode='best'"),
+        ({"monitor": "val_score"}, r"`mode='auto'`.* monitor='val_score'"),
     ],
     ids=str,
 )
-def test_what_cannot_be_drawn_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         plot_history(**{"history": HISTORY} | arguments)

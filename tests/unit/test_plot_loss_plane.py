@@ -1,4 +1,4 @@
-"""The plane through three points: its numbers and its picture."""
+"""The plane through three points: coordinates, scores and plot."""
 
 import re
 import runpy
@@ -21,12 +21,12 @@ from keras_wavg.plots.contours import _tick_labels
 
 pytestmark = pytest.mark.usefixtures("figures")
 
-CENTRE = numpy.array([1.0, -2.0, 0.5])
+CENTER = numpy.array([1.0, -2.0, 0.5])
 CURVATURE = numpy.array([1.0, 4.0, 0.25])
 
 
 def three_weights():
-    """A model of three weights, two in a kernel and one in a bias."""
+    """Return a model with two weights in a kernel and one in a bias."""
     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 
 
@@ -35,11 +35,11 @@ def weights(*numbers):
 
 
 def quadratic(vector):
-    return float((CURVATURE * (vector - CENTRE) ** 2).sum())
+    return float((CURVATURE * (vector - CENTER) ** 2).sum())
 
 
 def score_of(model):
-    """A score that is a quadratic of the weights the model has."""
+    """Return a score that is a quadratic function of the weights."""
     return lambda: quadratic(
         numpy.concatenate([w.ravel() for w in model.get_weights()])
     )
@@ -62,11 +62,11 @@ def test_coordinates_are_distances_in_weight_space():
     expected = {"first": (0, 0), "second": (2, 0), "third": (1, 5)}
     for name, position in expected.items():
         assert plane.points[name] == pytest.approx(position)
-    # The mark lies off the plane, and (0, 0.6, 0.8) leads from it upwards.
+    # The mark is off the plane; the y axis is (0, 0.6, 0.8).
     assert plane.marks["mark"] == pytest.approx((1, 0.6))
 
 
-def test_the_scores_are_those_of_the_plane():
+def test_scores_are_those_of_the_weights_on_the_plane():
     plane = measured(three_weights(), resolution=5)
     right, up = numpy.array([1, 0, 0]), numpy.array([0, 0.6, 0.8])
     expected = [
@@ -80,7 +80,7 @@ def test_the_scores_are_those_of_the_plane():
     assert plane.scores == pytest.approx(numpy.array(expected), rel=1e-5)
 
 
-def test_the_grid_is_a_square_around_all_that_is_shown():
+def test_the_grid_is_a_square_around_points_and_marks():
     plane = measured(three_weights(), resolution=3, margin=0.1)
     assert plane.x == pytest.approx([-2, 1, 4])
     assert plane.y == pytest.approx([-0.5, 2.5, 5.5])
@@ -90,7 +90,7 @@ def test_the_grid_is_a_square_around_all_that_is_shown():
     assert plane.y == pytest.approx([-2.5, 7.5])
 
 
-def test_progress_is_shown_or_not(capsys):
+def test_verbose_controls_the_progress_bar(capsys):
     model = three_weights()
     measured(model, resolution=2)
     assert not capsys.readouterr().out
@@ -98,12 +98,12 @@ def test_progress_is_shown_or_not(capsys):
     assert "4/4" in capsys.readouterr().out
 
 
-def colour_bar(ax):
+def color_bar(ax):
     (bar,) = set(ax.figure.axes) - {ax}
     return bar
 
 
-def test_the_picture_is_drawn_on_the_axes_given(tmp_path):
+def test_existing_axes_can_be_used(tmp_path):
     model, (_, ax) = three_weights(), pyplot.subplots()
     received = plot_loss_plane(
         model,
@@ -118,12 +118,12 @@ def test_the_picture_is_drawn_on_the_axes_given(tmp_path):
     assert received is ax
     names = {text.get_text() for text in ax.texts}
     assert names == {"first", "second", "third", "average"}
-    assert colour_bar(ax).get_ylabel() == "training loss"
+    assert color_bar(ax).get_ylabel() == "training loss"
     ax.figure.savefig(tmp_path / "plane.png")
     assert (tmp_path / "plane.png").stat().st_size > 10_000
 
 
-def test_without_axes_there_is_a_new_figure():
+def test_without_axes_a_figure_is_created():
     plane = measured(three_weights(), resolution=4)
     first, second = draw_loss_plane(plane), draw_loss_plane(plane)
     assert first.figure is not second.figure
@@ -136,10 +136,10 @@ def plane_of(scores):
 
 
 def ticks(ax):
-    return [text.get_text() for text in colour_bar(ax).get_yticklabels()]
+    return [text.get_text() for text in color_bar(ax).get_yticklabels()]
 
 
-def test_levels_lie_dense_near_the_lowest_score_and_have_their_numbers():
+def test_levels_are_dense_near_the_lowest_score():
     across = numpy.linspace(-1, 1, 41)
     scores = 0.02 + numpy.exp(6 * (across**2 + across[:, None] ** 2)) - 1
     levels = [float(text) for text in ticks(draw_loss_plane(plane_of(scores)))]
@@ -149,7 +149,7 @@ def test_levels_lie_dense_near_the_lowest_score_and_have_their_numbers():
     assert levels[-1] < scores.max()
 
 
-def test_what_is_not_finite_is_left_blank(tmp_path):
+def test_scores_that_are_not_finite_are_not_drawn(tmp_path):
     scores = numpy.arange(25.0).reshape(5, 5)
     scores[0, :3] = numpy.nan, numpy.inf, -numpy.inf
     ax = draw_loss_plane(plane_of(scores))
@@ -157,13 +157,13 @@ def test_what_is_not_finite_is_left_blank(tmp_path):
     ax.figure.savefig(tmp_path / "plane.png", dpi=20)
 
 
-def test_a_score_that_is_the_same_everywhere_is_drawn(tmp_path):
+def test_a_constant_score_can_be_drawn(tmp_path):
     for constant in (0.0, 0.3, -5.0):
         ax = draw_loss_plane(plane_of(numpy.full((4, 4), constant)))
         ax.figure.savefig(tmp_path / "plane.png", dpi=20)
 
 
-def test_ticks_have_as_few_digits_as_tell_them_apart():
+def test_ticks_have_the_fewest_digits_that_distinguish_them():
     for levels, expected in (
         ([0.0101, 0.4999, 3, 150.2], ["0.010", "0.50", "3.0", "150"]),
         ([1.001, 1.002, 1.011], ["1.001", "1.002", "1.011"]),
@@ -172,14 +172,24 @@ def test_ticks_have_as_few_digits_as_tell_them_apart():
         assert _tick_labels(numpy.array(levels)) == expected
 
 
-def test_two_scores_have_two_levels(tmp_path):
+def test_two_different_scores_have_two_levels(tmp_path):
     ax = draw_loss_plane(plane_of(numpy.eye(4)))
     assert ticks(ax) == ["0.0", "1.0"]
     ax.figure.savefig(tmp_path / "plane.png", dpi=20)
 
 
-def test_nothing_finite_is_refused():
-    with pytest.raises(ValueError, match="No score is finite"):
+def test_repr_is_one_line_without_arrays():
+    plane = plane_of([[1.0, numpy.nan], [0.25, numpy.inf]])
+    assert repr(plane) == (
+        "LossPlane(points=['a', 'b', 'c'], marks=[], grid=2x2, "
+        "scores=0.25 to 1)"
+    )
+    nothing = plane_of(numpy.full((2, 2), numpy.nan))
+    assert repr(nothing).endswith("scores=none finite)")
+
+
+def test_without_a_finite_score_drawing_is_refused():
+    with pytest.raises(ValueError, match="at least one finite score"):
         draw_loss_plane(plane_of(numpy.full((4, 4), numpy.nan)))
 
 
@@ -205,7 +215,7 @@ FIRST, SECOND, THIRD = POINTS.values()
         ),
     ],
 )
-def test_points_that_make_no_plane_are_refused(points, message):
+def test_points_that_do_not_span_a_plane_are_refused(points, message):
     model = three_weights()
     with pytest.raises(ValueError, match=message):
         loss_plane(model, points, score_of(model), verbose=0)
@@ -222,13 +232,13 @@ def test_points_that_make_no_plane_are_refused(points, message):
     ],
     ids=str,
 )
-def test_a_bad_argument_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         measured(three_weights(), **arguments)
 
 
 @pytest.mark.parametrize("score", [[1, 2], "good"], ids=str)
-def test_a_score_that_is_no_number_is_refused(score):
+def test_a_score_that_is_not_a_number_is_refused(score):
     model = three_weights()
     before = model.get_weights()
     message = re.escape(f"return a number. Received: {score!r}")
@@ -237,7 +247,7 @@ def test_a_score_that_is_no_number_is_refused(score):
     assert equal(model.get_weights(), before)
 
 
-def test_without_matplotlib_the_import_says_what_to_install(monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "keras-wavg\[plots\]"'):
         runpy.run_path(plots.__file__)

@@ -1,10 +1,12 @@
-"""The part of HDF5 that Keras writes, read strictly and written plainly.
+"""A strict reader and a minimal writer for the HDF5 files that Keras writes.
 
-`libhdf5` follows links out of a file, believes any declared size, and can be
-made to crash by crafted structure. So this reads the file by itself, and only
-what Keras writes: superblock 0; groups as symbol tables (B-trees, version 1)
-or, where a name is not ASCII, as links (a fractal heap); contiguous arrays of
-numbers; attributes that are strings. All else is refused.
+`libhdf5` follows links to other files, trusts any declared size, and can crash
+on malformed metadata. This package therefore parses the file itself. It accepts
+only what Keras writes and refuses everything else: superblock version 0; groups
+stored as symbol tables (version 1 B-trees) or, if a name is not ASCII, as links
+(in a fractal heap); contiguous arrays of numbers; string attributes.
 
-The format: https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
+Reference:
+- [HDF5 file format](
+    https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html)
 """

@@ -1,58 +1,60 @@
-"""Attributes that are strings, kept in collections elsewhere in the file."""
+"""String attributes, whose values are stored in global heap collections."""
 
 import functools
 import itertools
 import struct
 
 from keras_wavg.files.hdf5 import datatypes
-from keras_wavg.files.hdf5.window import Window
+from keras_wavg.files.hdf5.bounded_reader import BoundedReader
 
 
 class AttributeReader:
-    """Reads attributes, each collection of strings once.
+    """Reads attributes, and each collection of strings only once.
 
     Args:
-        window: A `Window`.
+        reader: A `BoundedReader`.
     """
 
-    def __init__(self, window: Window) -> None:
-        self._window = window
-        # One string may be pointed to a million times: one object serves all.
+    def __init__(self, reader: BoundedReader) -> None:
+        self._reader = reader
+        # A million attributes may refer to one string: they share one object.
         self._string = functools.cache(self._read_string)
         self._collection = functools.cache(self._read_collection)
 
     def read(self, message: bytes) -> tuple[str, str]:
-        """Name and value in the message of an attribute."""
-        version, *sizes = self._window.unpack_message("<Bx3H", message)
-        padded = itertools.accumulate(map(up_to_8, sizes), initial=8)
-        name, datatype, space, value = padded
+        """Return the name and the value in an attribute message."""
+        version, *sizes = self._reader.unpack_message("<Bx3H", message)
+        starts = itertools.accumulate(map(up_to_8, sizes), initial=8)
+        name, datatype, space, value = starts
         kind = message[datatype:space].rstrip(b"\0")
         if (
             version != 1
             or kind != datatypes.STRING.rstrip(b"\0")
             or message[space + 1 : space + 2] != b"\0"
         ):
-            self._window.refuse("an attribute is not a string")
-        _, address, index = self._window.unpack_message("<IQI", message[value:])
+            self._reader.refuse("an attribute is not a string")
+        _, address, index = self._reader.unpack_message("<IQI", message[value:])
         text = message[name:datatype].rstrip(b"\0").decode("ascii", "replace")
         if not (text and text.isascii() and text.isprintable()):
-            self._window.refuse("the name of an attribute is not a plain text")
+            self._reader.refuse(
+                "the name of an attribute is not printable ASCII"
+            )
         return text, self._string(address, index)
 
     def _read_string(self, address: int, index: int) -> str:
         try:
-            # Strings end at their first NUL, as h5py reads them.
+            # Strings end at their first NUL, as in h5py.
             return self._collection(address)[index].split(b"\0")[0].decode()
         except (KeyError, UnicodeDecodeError):
-            self._window.refuse(
-                "the text of an attribute is missing or no text"
+            self._reader.refuse(
+                "the value of an attribute is missing or not UTF-8"
             )
 
     def _read_collection(self, address: int) -> dict[int, bytes]:
-        signature, version, size = self._window.unpack("<4sB3xQ", address)
+        signature, version, size = self._reader.unpack("<4sB3xQ", address)
         if (signature, version) != (b"GCOL", 1):
-            self._window.refuse("the text of an attribute is missing")
-        collection = self._window.read(address, size)
+            self._reader.refuse("the value of an attribute is missing")
+        collection = self._reader.read(address, size)
         strings, start = {}, 16
         while start + 16 <= len(collection):
             index, length = struct.unpack_from("<H6xQ", collection, start)
@@ -61,12 +63,12 @@ class AttributeReader:
             strings[index] = collection[start + 16 : start + 16 + length]
             start += 16 + up_to_8(length)
             if start > size:
-                self._window.refuse("the text of an attribute is cut short")
+                self._reader.refuse("the value of an attribute is cut off")
         return strings
 
 
 def up_to_8(size: int) -> int:
-    """The next multiple of eight.
+    """Round up to a multiple of eight.
 
     Example:
 

@@ -1,9 +1,9 @@
-"""The types of numbers that Keras saves, as HDF5 spells them, byte by byte."""
+"""The datatypes that Keras saves, as HDF5 encodes them."""
 
 
 def _float(size: int, sign: int, exponent: int, bias: int) -> bytes:
-    # Class 1, version 1, little endian, the leading 1 implied; then: bit
-    # offset 0, all bits used, where exponent and mantissa are.
+    # Class 1, version 1, little endian, implied leading 1; bit offset 0, full
+    # precision, positions of exponent and mantissa.
     return (
         bytes([0x11, 0x20, sign, 0])
         + size.to_bytes(4, "little")
@@ -20,7 +20,7 @@ def _integer(size: int, *, signed: bool) -> bytes:
     )
 
 
-# An enumeration of FALSE and TRUE over one byte.
+# An enumeration of FALSE and TRUE, stored as one byte.
 _BOOL = (
     bytes.fromhex("18020000 01000000")
     + _integer(1, signed=True)
@@ -29,7 +29,7 @@ _BOOL = (
 
 MESSAGES = {
     "float16": _float(2, sign=15, exponent=10, bias=15),
-    # Opaque. The attribute `dtype` says which numbers these bytes are.
+    # Opaque bytes. The attribute `dtype` names their type.
     "bfloat16": bytes.fromhex("15000000 02000000"),
     "float32": _float(4, sign=31, exponent=23, bias=127),
     "float64": _float(8, sign=63, exponent=52, bias=1023),
@@ -43,24 +43,27 @@ MESSAGES = {
     "uint64": _integer(8, signed=False),
     "bool": _BOOL,
 }
-"""From the name of a type to the body of its message."""
+"""Dict from the name of each type to the body of its datatype message."""
 
 ITEM_SIZES = {
     name: int.from_bytes(message[4:8], "little")
     for name, message in MESSAGES.items()
 }
-"""From the name of a type to the bytes that a number takes."""
+"""Dict from the name of each type to the size of an element in bytes."""
 
-# Of variable length, in UTF-8.
+# Variable length, UTF-8.
 STRING = bytes.fromhex("19010100 10000000") + _integer(1, signed=False)
-"""The type of an attribute's string."""
+"""The datatype of a string attribute."""
 
-# A message is padded with zeros.
+# Messages are padded with zeros.
 _NAMES = {message.rstrip(b"\0"): name for name, message in MESSAGES.items()}
 
 
 def dtype_of(message: bytes) -> str | None:
-    """The name of the type in a message, or `None` if Keras has no such type.
+    """Return the name of a type, or `None` if Keras does not save that type.
+
+    Args:
+        message: Bytes, the body of a datatype message.
 
     Example:
 

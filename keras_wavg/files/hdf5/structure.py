@@ -1,4 +1,4 @@
-"""What is in a file: groups, arrays and where their bytes are."""
+"""The groups and arrays of a file, and where their bytes are."""
 
 import functools
 import math
@@ -12,15 +12,15 @@ Attributes = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Array:
-    """An array of numbers.
+    """Type, shape and location of an array.
 
     Args:
-        dtype: String, its name as in Keras.
+        dtype: String, the name of the type in Keras.
         shape: Tuple of integers.
-        offset: Integer, the byte of the file at which it begins, where it is
-            stored as a whole.
-        chunks: Tuple of integers, the shape of the chunks that it is stored
-            in, or `None`.
+        offset: Integer, the first byte of the array in its file. Unused if the
+            array is stored in chunks.
+        chunks: Tuple of integers, the shape of a chunk, or `None` if the array
+            is not stored in chunks.
     """
 
     dtype: str
@@ -30,28 +30,28 @@ class Array:
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def itemsize(self) -> int:
-        """How many bytes a number takes."""
+        """Size of an element in bytes."""
         return ITEM_SIZES[self.dtype]
 
     @functools.cached_property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """Size of the array in bytes."""
         return self.count * self.itemsize
 
 
 @dataclass(frozen=True)
 class Structure:
-    """A tree of groups and arrays, each by its path, such as `a/vars/0`.
+    """A tree of groups and arrays, each with a path such as `a/vars/0`.
 
     Args:
-        groups: Dict from the path of each group to its attributes. The root,
-            whose path is empty, is one.
-        arrays: Dict from the path of each array to an `Array`.
+        groups: Dict from the path of each group to its attributes, including
+            the root, whose path is empty.
+        arrays: Dict from the path of each array to its `Array`.
     """
 
     groups: dict[str, Attributes] = field(default_factory=dict)

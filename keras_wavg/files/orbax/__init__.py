@@ -1,5 +1,5 @@
 """Orbax checkpoints, as `keras.callbacks.OrbaxCheckpoint` writes them.
 
-A checkpoint is the folder of a step, in a root folder that has a step for each
-time that the model was saved. Its arrays are stored in chunks, by tensorstore.
+A checkpoint is the directory of a step. The root directory has one step for
+each time the model was saved. Arrays are stored in chunks by `tensorstore`.
 """

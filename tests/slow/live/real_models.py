@@ -1,4 +1,4 @@
-"""Architectures that people train, at a size for tests, and data for them."""
+"""Common architectures, small enough for tests, and data for them."""
 
 import functools
 from collections.abc import Callable
@@ -24,9 +24,9 @@ class Architecture:
 
     Args:
         build: Makes the model that is trained, always with the same weights.
-        plain: Makes the network in which these weights are used afterwards.
+        plain: Makes a model that is not compiled, for loading the weights.
         data: Makes inputs and targets for some batches, from a seed.
-        suffix: Of the files of its training.
+        suffix: Suffix of its checkpoint files.
     """
 
     build: Callable[[], keras.Model]
@@ -36,7 +36,7 @@ class Architecture:
 
 
 def images(batches: int, seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Noise, brighter the later the class."""
+    """Noise whose brightness increases with the class."""
     rng = numpy.random.default_rng(seed)
     y = rng.integers(CLASSES, size=BATCH * batches)
     noise = rng.normal(scale=0.3, size=(len(y), *IMAGE))
@@ -44,7 +44,7 @@ def images(batches: int, seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def texts(batches: int, seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Tokens that count upwards, and the next token of each."""
+    """Tokens that count upward, and the next token of each."""
     rng = numpy.random.default_rng(seed)
     first = rng.integers(VOCABULARY, size=(BATCH * batches, 1))
     tokens = (first + numpy.arange(LENGTH + 1)) % VOCABULARY
@@ -52,7 +52,7 @@ def texts(batches: int, seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def resnet() -> keras.Model:
-    """The blocks of ResNet50V2, in two stacks of two: it compiles sooner."""
+    """Blocks of ResNet50V2, two stacks of two: it compiles faster."""
     backbone = keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
@@ -70,9 +70,9 @@ def resnet() -> keras.Model:
 
 @seeded
 def classifier() -> keras.Model:
-    """It, compiled."""
+    """The ResNet, compiled."""
     model = resnet()
-    # XLA needs a minute for it on TensorFlow, and gains nothing on a CPU.
+    # XLA takes a minute on TensorFlow, and gains nothing on a CPU.
     jit = "auto" if keras.config.backend() == "jax" else False
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
@@ -83,14 +83,14 @@ def classifier() -> keras.Model:
 
 
 def gpt2() -> tuple[keras.Model, keras.Model]:
-    """GPT-2 with two layers: as a whole, and without the last matrix."""
+    """GPT-2 with two layers: the language model, and its backbone."""
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=VOCABULARY,
         num_layers=2,
         num_heads=2,
         hidden_dim=32,
         intermediate_dim=128,
-        dropout=0,  # whose seeds Keras does not save
+        dropout=0,  # Keras does not save its seeds
         max_sequence_length=LENGTH,
     )
     tokens = keras.Input((LENGTH,), dtype="int32")

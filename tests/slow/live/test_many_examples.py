@@ -1,4 +1,4 @@
-"""What `tests/live` checks with few examples, with many."""
+"""Properties that `tests/live` checks with few examples, with many."""
 
 import hypothesis
 import hypothesis.strategies as st

@@ -1,4 +1,4 @@
-"""A long training takes no more memory than a short one."""
+"""A long training needs no more memory than a short one."""
 
 import resource
 from pathlib import Path
@@ -11,8 +11,8 @@ from keras_wavg import EMA
 STATM = Path("/proc/self/statm")
 
 
-@pytest.mark.skipif(not STATM.exists(), reason="Linux tells its memory")
-def test_updates_leave_nothing_behind_in_memory():
+@pytest.mark.skipif(not STATM.exists(), reason="only Linux has /proc")
+def test_updates_do_not_leak_memory():
     ema, model = EMA(0.9), models.dense()
     ema.set_model(model)
 

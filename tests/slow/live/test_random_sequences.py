@@ -1,4 +1,4 @@
-"""Random sequences of whatever a user does, many of them."""
+"""Many random sequences of calls on a model and its averages."""
 
 import hypothesis
 import sequences

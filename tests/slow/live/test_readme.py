@@ -1,4 +1,4 @@
-"""The code of the pages for users and the examples in docstrings run."""
+"""The code in the README pages and the examples in docstrings run."""
 
 from pathlib import Path
 

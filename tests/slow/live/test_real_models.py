@@ -1,7 +1,7 @@
-"""Architectures that people train keep every promise, through the front door.
+"""Averages of common architectures, through the public interface.
 
-One model of each, whose compiled steps serve three trainings: without an
-average, with `EMA` from the same beginning, and from a file of the second.
+One model of each architecture is compiled once and trained three times: without
+an average, with `EMA` from the same weights, and from a file of the second run.
 """
 
 from types import SimpleNamespace
@@ -20,8 +20,8 @@ EPOCHS = 2
 DECAY = 0.8
 
 
-class Ends(Samples):
-    """Records also what there is where an epoch ends."""
+class EpochEnds(Samples):
+    """Records also the weights and the optimizer after each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -38,14 +38,14 @@ def kind(request):
     return real_models.KINDS[request.param]
 
 
-def of(*names):
-    """A test of some of the architectures only."""
+def only(*names):
+    """Run a test with some of the architectures."""
     return pytest.mark.parametrize("kind", names, indirect=True)
 
 
 def trained(model, kind, *callbacks, **options):
-    """What a training has seen and left."""
-    samples = Ends()
+    """Train; return the samples, the history and the final weights."""
+    samples = EpochEnds()
     history = model.fit(
         *kind.data(STEPS, 0),
         batch_size=BATCH,
@@ -65,8 +65,8 @@ def optimizer_state(model):
     return [keras.ops.convert_to_numpy(v) for v in model.optimizer.variables]
 
 
-def give_back(model, weights, state):
-    """Let a model and its optimizer be what they were."""
+def restore_state(model, weights, state):
+    """Restore the weights of a model and the state of its optimizer."""
     model.set_weights(weights)
     for variable, value in zip(model.optimizer.variables, state, strict=True):
         variable.assign(value)
@@ -82,27 +82,27 @@ def model(kind):
 @pytest.fixture(scope="module")
 def plain(kind, model):
     """A training without an average, which leaves the model as it was."""
-    beginning = model.get_weights(), optimizer_state(model)
+    initial = model.get_weights(), optimizer_state(model)
     run = trained(model, kind)
-    give_back(model, *beginning)
+    restore_state(model, *initial)
     return run
 
 
 @pytest.fixture(scope="module")
 def run(kind, model, plain, tmp_path_factory):
-    """The same with `EMA`, and a checkpoint at each epoch's end."""
+    """The same training with `EMA`, and a checkpoint after each epoch."""
     assert len(plain.history["loss"]) == EPOCHS
-    folder, ema = tmp_path_factory.mktemp("run"), EMA(DECAY)
+    directory, ema = tmp_path_factory.mktemp("run"), EMA(DECAY)
     means = means_of_epochs(model, kind)
     checkpoint = keras.callbacks.ModelCheckpoint(
-        folder / f"{{epoch}}{kind.suffix}",
+        directory / f"{{epoch}}{kind.suffix}",
         save_weights_only=kind.suffix != ".keras",
     )
     run = trained(model, kind, checkpoint, ema, *means)
-    run.files = [folder / f"{n + 1}{kind.suffix}" for n in range(EPOCHS)]
+    run.files = [directory / f"{n + 1}{kind.suffix}" for n in range(EPOCHS)]
     run.average = ema.get_weights()
     run.score = model.evaluate(*kind.data(1, 1), batch_size=BATCH, verbose=0)
-    run.file = folder / "average.weights.h5"
+    run.file = directory / "average.weights.h5"
     ema.save_weights(run.file)
     run.outputs = outputs(model, kind)
     ema.restore()
@@ -110,7 +110,7 @@ def run(kind, model, plain, tmp_path_factory):
     ema.apply()
     run.applied = model.get_weights()
     run.means = [mean.get_weights() for mean in means]
-    run.given_back = model.get_weights()
+    run.after_means = model.get_weights()
     run.ema = ema
     return run
 
@@ -123,8 +123,8 @@ def resumed(kind, model, run):
 
 
 @pytest.fixture(scope="module")
-def network(kind):
-    """The model that uses the weights afterwards."""
+def plain_model(kind):
+    """A model that loads the weights."""
     return kind.plain()
 
 
@@ -140,7 +140,7 @@ def test_training_is_the_same_with_and_without_the_average(plain, run):
     assert len(set(run.samples.losses)) == EPOCHS * STEPS
 
 
-def test_the_average_is_that_of_the_definition(run):
+def test_the_average_is_as_defined(run):
     expected = reference.ema(run.samples.weights, DECAY)
     assert reference.relative_error(run.average, expected) < 1e-6
     assert equal(run.shown, run.average)
@@ -151,24 +151,24 @@ def test_validation_measures_the_average(run):
     assert run.history["val_loss"][-1] == pytest.approx(run.score, rel=1e-6)
 
 
-def test_the_raw_weights_come_back_bit_for_bit(run):
+def test_raw_weights_are_restored_bit_for_bit(run):
     assert equal(run.raw, run.samples.weights[-1])
     assert equal(run.applied, run.average)
     assert not equal(run.raw, run.average)
 
 
-def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(run, resumed):
+def test_training_resumes_exactly_from_a_file(run, resumed):
     assert resumed.samples.losses == run.samples.losses[STEPS:]
     assert equal(resumed.samples.weights[-1], run.samples.weights[-1])
     assert equal(resumed.samples.optimizers[-1], run.samples.optimizers[-1])
 
 
-def test_the_average_goes_on_from_a_file_as_if_nothing_was(run, resumed):
+def test_the_average_resumes_exactly_from_a_file(run, resumed):
     assert resumed.history["val_loss"] == run.history["val_loss"][1:]
     assert equal(resumed.shown, run.samples.ends[-1])
 
 
-def test_a_new_model_loads_all_of_a_file(kind, run):
+def test_a_new_model_loads_weights_average_and_optimizer_of_a_file(kind, run):
     model, ema = kind.build(), EMA(DECAY)
     model.optimizer.build(model.trainable_variables)
     ema.set_model(model)
@@ -180,41 +180,41 @@ def test_a_new_model_loads_all_of_a_file(kind, run):
     assert equal(model.get_weights(), run.samples.weights[STEPS - 1])
 
 
-@of("resnet", "gpt2")
-def test_a_plain_model_loads_a_file_of_the_average(run, network):
-    network.load_weights(run.file)
-    assert equal(network.get_weights(), run.average)
+@only("resnet", "gpt2")
+def test_a_plain_model_loads_a_file_of_the_average(run, plain_model):
+    plain_model.load_weights(run.file)
+    assert equal(plain_model.get_weights(), run.average)
 
 
-@of("lora")
-def test_a_model_without_adapters_loads_their_average(kind, run, network):
-    network.load_weights(run.file)
+@only("lora")
+def test_a_model_without_adapters_loads_their_average(kind, run, plain_model):
+    plain_model.load_weights(run.file)
     numpy.testing.assert_allclose(
-        outputs(network, kind), run.outputs, rtol=0, atol=1e-5
+        outputs(plain_model, kind), run.outputs, rtol=0, atol=1e-5
     )
 
 
-def test_checkpoints_are_averaged_as_defined(kind, run, network, tmp_path):
+def test_checkpoints_are_averaged_as_defined(kind, run, plain_model, tmp_path):
     output, held = tmp_path / f"mean{kind.suffix}", []
     average_checkpoints(run.files, output)
     for file in (*run.files, output):
-        network.load_weights(file)
-        held.append(network.get_weights())
+        plain_model.load_weights(file)
+        held.append(plain_model.get_weights())
     expected = reference.mean(held[:-1])
     assert equal(held[-1], [mean.astype("float32") for mean in expected])
 
 
 def means_of_epochs(model, kind):
-    """A mean with the statistics of its samples, and one that measures them.
+    """A mean with averaged statistics, and one that measures them.
 
-    TensorFlow compiles nothing for them, other than for `SWA`.
+    Unlike for `SWA`, TensorFlow compiles nothing for them.
     """
     if not statistics(model):
         return []
     x, _ = kind.data(STEPS, 0)
     return [
         LAWA(EPOCHS, swap=False),
-        LAWA(EPOCHS, swap=False, bn_data=x, name="measured"),
+        LAWA(EPOCHS, swap=False, batch_norm_data=x, name="measured"),
     ]
 
 
@@ -229,8 +229,8 @@ def statistics(model):
     return [i for i, w in enumerate(model.weights) if id(w) in variables]
 
 
-@of("resnet")
-def test_measuring_gives_finite_statistics_and_changes_nothing_else(model, run):
+@only("resnet")
+def test_measured_statistics_are_finite_and_other_weights_unchanged(model, run):
     assert len(statistics(model)) == 2 * 13
     mean, measured = run.means
     samples = run.samples.weights[STEPS - 1 :: STEPS]
@@ -239,11 +239,11 @@ def test_measuring_gives_finite_statistics_and_changes_nothing_else(model, run):
     for i, (old, new) in enumerate(zip(mean, measured, strict=True)):
         assert equal([old], [new]) == (i not in statistics(model))
         assert numpy.isfinite(new).all()
-    assert equal(run.given_back, run.average)
+    assert equal(run.after_means, run.average)
 
 
-@of("lora")
-def test_adapters_are_averaged_with_their_kernel_or_not_at_all(kind):
+@only("lora")
+def test_adapters_without_their_kernel_are_refused(kind):
     model = kind.build()
     part, others = EMA(DECAY, include="lora"), EMA(DECAY, include="norm")
     part.set_model(model)

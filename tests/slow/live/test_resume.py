@@ -1,9 +1,8 @@
-"""Killed and resumed is the same as never killed, to the last bit.
+"""A killed and resumed run equals an uninterrupted one, bit for bit.
 
-Real processes, real SIGKILLs, Keras' own `BackupAndRestore`. Each run carries
-an average of each method, and with each option of `EMA`. A process that goes on
-from a kill finishes that run and then dies in the next one: most of the time
-goes into its imports.
+Real processes, real SIGKILLs, Keras' own `BackupAndRestore`. Each run has an
+average of each method, and with each option of `EMA`. A process that resumes a
+run is killed in the next one: imports take most of the time of a process.
 """
 
 import json
@@ -14,19 +13,19 @@ import sys
 from pathlib import Path
 
 import keras
+import killed_process
 import models
 import numpy
 import pytest
-import resumable
 
-SCRIPT = resumable.__file__
-# A backup of every fifth batch is, last before the kill, that of the epoch's
-# third, and counted anew from there that of the next epoch's fourth.
+SCRIPT = killed_process.__file__
+# With a backup of every fifth batch, the last one before a kill is that of the
+# epoch's third batch; in the next epoch, counted from there, of its fourth.
 INTERRUPTS = [[2, 2], [3, 3]]
 
 
-def killed_process(*runs):
-    """Run in a process of its own, which does not live to its end."""
+def run_until_killed(*runs):
+    """Run in another process, which must be killed before it ends."""
     process = subprocess.run(
         [sys.executable, SCRIPT, json.dumps(runs)],
         capture_output=True,
@@ -38,64 +37,64 @@ def killed_process(*runs):
 
 
 class Runs:
-    """The runs of each kind, which are killed and go on.
+    """The runs of each kind, and what they leave.
 
     Args:
-        folder: `pathlib.Path`, of all that they leave.
+        directory: `pathlib.Path`, for the files of all runs.
     """
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, directory):
+        self.directory = directory
 
-    def whole(self, kind, **options):
-        """A run that nobody disturbs."""
-        folder = str(self.folder / f"whole_{kind}")
-        return {"kind": kind, "folder": folder} | options
+    def uninterrupted(self, kind, **options):
+        """A run that is not killed."""
+        directory = str(self.directory / f"uninterrupted_{kind}")
+        return {"kind": kind, "directory": directory} | options
 
     def resumed(self, kind, *, first, backup="epoch", **options):
-        """A run that goes on where it was killed, if it was."""
-        run = {"kind": kind, "folder": str(self.folder / kind)}
+        """A run that continues where it was killed, if it was."""
+        run = {"kind": kind, "directory": str(self.directory / kind)}
         return run | {"backup": backup, "backup_first": first} | options
 
     def end(self, name):
-        """What a run ended with."""
-        with numpy.load(self.folder / name / "end.npz") as arrays:
+        """The final arrays of a run."""
+        with numpy.load(self.directory / name / "end.npz") as arrays:
             return dict(arrays)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("runs"))
-    whole, resumed = runs.whole, runs.resumed
+    uninterrupted, resumed = runs.uninterrupted, runs.resumed
 
     def killed(kind, where, epoch, **options):
-        return resumed(kind, die=[where, epoch], **options)
+        return resumed(kind, kill=[where, epoch], **options)
 
-    killed_process(killed("accumulated", "mid-epoch", 2, first=True))
-    killed_process(
+    run_until_killed(killed("accumulated", "mid-epoch", 2, first=True))
+    run_until_killed(
         resumed("accumulated", first=True),
         killed("scaled", "validation", 2, first=False),
     )
-    killed_process(
+    run_until_killed(
         resumed("scaled", first=False),
         killed("plain", "mid-epoch", 2, first=True, backup=5),
     )
-    killed_process(killed("plain", "mid-epoch", 3, first=False, backup=5))
-    killed_process(
+    run_until_killed(killed("plain", "mid-epoch", 3, first=False, backup=5))
+    run_until_killed(
         resumed("plain", first=True, backup=5),
         killed("measured", "writing", 2, first=True),
     )
-    torn = runs.folder / "measured" / "backup"
-    shutil.copytree(torn, runs.folder / "torn")
-    # In this epoch a member is written, and before the backup.
-    killed_process(killed("measured", "writing", 3, first=False))
-    assert len([*torn.parent.glob("members/*.weights.h5")]) == 2
-    killed_process(
+    incomplete = runs.directory / "measured" / "backup"
+    shutil.copytree(incomplete, runs.directory / "incomplete")
+    # In this epoch a member file is written, before the backup.
+    run_until_killed(killed("measured", "writing", 3, first=False))
+    assert len([*incomplete.parent.glob("members/*.weights.h5")]) == 2
+    run_until_killed(
         resumed("measured", first=False),
-        whole("measured"),
-        whole("scaled"),
-        whole("plain", interrupts=INTERRUPTS),
-        whole("accumulated", save=True),
+        uninterrupted("measured"),
+        uninterrupted("scaled"),
+        uninterrupted("plain", interrupts=INTERRUPTS),
+        uninterrupted("accumulated", save=True),
     )
     return runs
 
@@ -111,50 +110,56 @@ def assert_same(received, expected):
 
 
 @pytest.mark.parametrize("kind", ["measured", "accumulated", "scaled"])
-def test_a_killed_run_ends_as_if_it_had_not_been(kind, runs):
-    """In mid-epoch, in validation, or while a backup and a member is written.
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(kind, runs):
+    """Killed in mid-epoch, in validation, or while files are written.
 
-    With batch statistics that are measured, and with optimizers that do not
-    make a step of each batch.
+    With measured batch statistics, and with optimizers that do not make a step
+    at each batch.
     """
-    assert_same(runs.end(kind), runs.end(f"whole_{kind}"))
+    assert_same(runs.end(kind), runs.end(f"uninterrupted_{kind}"))
 
 
-def test_a_killed_run_counts_the_steps_that_the_optimizer_made(runs):
-    batches = 6 * resumable.EPOCHS
+def test_a_resumed_run_counts_optimizer_steps(runs):
+    batches = 6 * killed_process.EPOCHS
     last, averaged = runs.end("accumulated")["swapped_counts"]
     assert last == averaged == batches // 4
     last, averaged = runs.end("scaled")["swapped_counts"]
     assert 0 < averaged == last < batches
 
 
-def test_a_run_killed_between_backups_of_batches_goes_on_from_the_last(runs):
+def test_a_run_killed_between_two_backups_resumes_from_the_last_one(runs):
     """Keras then repeats the epoch from the weights of that batch.
 
     An interrupted `fit` that is called again at that epoch does the same.
     """
-    assert_same(runs.end("plain"), runs.end("whole_plain"))
+    assert_same(runs.end("plain"), runs.end("uninterrupted_plain"))
 
 
-def test_without_a_second_backup_a_torn_file_is_an_error(runs, tmp_path):
-    """Not something half-loaded: Keras does not write files atomically."""
-    torn = shutil.copytree(runs.folder / "torn", tmp_path / "torn")
-    for spare in Path(torn).glob("*.bkp"):
+def test_without_a_second_backup_an_incomplete_file_is_an_error(runs, tmp_path):
+    """No weights are loaded. Keras does not write files atomically."""
+    incomplete = shutil.copytree(
+        runs.directory / "incomplete", tmp_path / "incomplete"
+    )
+    for spare in Path(incomplete).glob("*.bkp"):
         spare.unlink()
-    model, _ = resumable.build("measured")
-    averages = resumable.averages("measured", tmp_path)
-    backup = keras.callbacks.BackupAndRestore(torn, double_checkpoint=True)
+    model, _ = killed_process.build("measured")
+    averages = killed_process.averages("measured", tmp_path)
+    backup = keras.callbacks.BackupAndRestore(
+        incomplete, double_checkpoint=True
+    )
     before = model.get_weights()
     with pytest.raises(OSError, match=r"(?i)file"):
         model.fit(*models.data(6), callbacks=[backup, *averages], verbose=0)
     assert models.equal(model.get_weights(), before)
 
 
-def test_a_file_of_the_average_is_whole_or_what_it_was(runs):
+def test_a_file_of_the_average_is_written_atomically(runs):
     """On a full disk, and after a kill while it was written."""
-    model, _ = resumable.build("accumulated")
-    model.load_weights(runs.folder / "whole_accumulated" / "a.weights.h5")
-    end = runs.end("whole_accumulated")
+    model, _ = killed_process.build("accumulated")
+    model.load_weights(
+        runs.directory / "uninterrupted_accumulated" / "a.weights.h5"
+    )
+    end = runs.end("uninterrupted_accumulated")
     received = model.get_weights()
     shown = [end[f"shown_{i}"] for i in range(len(received))]
     assert models.equal(received, shown)

@@ -1,8 +1,8 @@
 """Crafted checkpoints that must be refused, and a few that must be averaged.
 
-Each builder gets an empty folder and writes `bad.` and a suffix into it. Beside
-it may be `first.` and a suffix, to be averaged with; else that is a sound file.
-`hostile_worker.py` averages them.
+Each builder writes the file `bad` with a suffix to an empty directory, and may
+write a file `first` to average it with. Otherwise it is averaged with a valid
+file. `hostile_worker.py` averages them.
 """
 
 import json
@@ -15,24 +15,23 @@ import zipfile
 import h5py
 import numpy
 
+from keras_wavg.files.hdf5.encoder import assign_offsets, encode_metadata
 from keras_wavg.files.hdf5.structure import Array, Structure
-from keras_wavg.files.hdf5.writing import metadata, place
 
 SHAPES = {"dense": [(4, 8), (8,)], "dense_1": [(8, 1), (1,)]}
-NEWER = SHAPES | {
-    "schlüssel": [(1,)]
-}  # Other names make another kind of group.
+# HDF5 stores groups as links if a name is not ASCII.
+NOT_ASCII = SHAPES | {"schlüssel": [(1,)]}
 FIRST, SECOND = "layers/dense/vars", "layers/dense_1/vars"
-END, ROOT = 40, 64  # Where a superblock says where the file ends and begins.
+END, ROOT = 40, 64  # Offsets in the superblock of two addresses.
 MEMBER = "model.weights.h5"
 UNDEFINED = 2**64 - 1
 
 
-# Sound files
+# Valid files
 
 
-def sound(path, seed=0, scale=1.0, layers=SHAPES, **options):
-    """A file with the tree that Keras writes."""
+def valid_file(path, seed=0, scale=1.0, layers=SHAPES, **options):
+    """Write a file with the groups that Keras writes."""
     rng = numpy.random.default_rng(seed)
     with h5py.File(path, "w", **options) as file:
         file.create_group("vars").attrs["name"] = "model"
@@ -45,9 +44,9 @@ def sound(path, seed=0, scale=1.0, layers=SHAPES, **options):
     return path
 
 
-def sound_archive(path, seed=0, compression=zipfile.ZIP_STORED, **members):
-    """A `.keras` file, with more members, named with `_` for what is odd."""
-    weights = sound(path.with_name("weights"), seed)
+def valid_archive(path, seed=0, compression=zipfile.ZIP_STORED, **members):
+    """Write a `.keras` file, with additional members."""
+    weights = valid_file(path.with_name("weights"), seed)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", json.dumps({"name": "model"}) * 9)
@@ -58,12 +57,12 @@ def sound_archive(path, seed=0, compression=zipfile.ZIP_STORED, **members):
     return path
 
 
-def sound_shards(path, seed=0):
-    """An index and two shards."""
+def valid_shards(path, seed=0):
+    """Write an index and two shards."""
     base = path.name.partition(".")[0]
     shards = [path.with_name(f"{base}_0000{i}.weights.h5") for i in (0, 1)]
     for shard, layer in zip(shards, SHAPES, strict=True):
-        sound(shard, seed, layers={layer: SHAPES[layer]})
+        valid_file(shard, seed, layers={layer: SHAPES[layer]})
     index(
         path,
         {
@@ -79,51 +78,51 @@ def index(path, weight_map):
     path.write_text(json.dumps(content))
 
 
-def h5(folder, name="bad"):
-    return folder / f"{name}.weights.h5"
+def h5(directory, name="bad"):
+    return directory / f"{name}.weights.h5"
 
 
-def keras_file(folder):
-    return folder / "bad.keras"
+def keras_file(directory):
+    return directory / "bad.keras"
 
 
-def index_file(folder):
-    return folder / "bad.weights.json"
+def index_file(directory):
+    return directory / "bad.weights.json"
 
 
-# Edits of a sound file by h5py
+# A valid file, edited by h5py
 
 
 def edited(change):
-    """A file after `change(group, folder)` of one of its groups."""
+    """A file after `change(group, directory)` with one of its groups."""
 
-    def build(folder):
-        with h5py.File(sound(h5(folder), 1), "r+") as file:
-            change(file[FIRST], folder)
+    def build(directory):
+        with h5py.File(valid_file(h5(directory), 1), "r+") as file:
+            change(file[FIRST], directory)
 
     return build
 
 
 def linked(make):
-    """A file with a link of h5py more, and what it may lead to."""
+    """A file with an additional link of h5py, and its possible targets."""
 
-    def change(group, folder):
-        sound(folder / "victim.h5")
-        os.mkfifo(folder / "fifo")
-        group["2"] = make(folder)
+    def change(group, directory):
+        valid_file(directory / "victim.h5")
+        os.mkfifo(directory / "fifo")
+        group["2"] = make(directory)
 
     return edited(change)
 
 
 def external(name, path="/" + FIRST):
-    return linked(lambda folder: h5py.ExternalLink(folder / name, path))
+    return linked(lambda directory: h5py.ExternalLink(directory / name, path))
 
 
 def stored_as(**options):
-    """A file with a variable that h5py creates with some options."""
+    """A file with a variable that h5py creates with options."""
 
-    def change(group, folder):
-        os.mkfifo(folder / "fifo")
+    def change(group, directory):
+        os.mkfifo(directory / "fifo")
         del group["1"]
         group.create_dataset("1", **options)
 
@@ -133,48 +132,48 @@ def stored_as(**options):
 def variable(values):
     """A file with other values for a variable."""
 
-    def change(group, folder):
+    def change(group, directory):
         del group["1"]
         group["1"] = values
 
     return edited(change)
 
 
-def both(*values):
-    """Two files that have the same variable more, with different values."""
+def pair(*values):
+    """Two files with an additional variable, with different values."""
 
-    def build(folder):
+    def build(directory):
         for name, value in zip(("first", "bad"), values, strict=True):
-            with h5py.File(sound(h5(folder, name), 1), "r+") as file:
+            with h5py.File(valid_file(h5(directory, name), 1), "r+") as file:
                 file[FIRST]["2"] = value
 
     return build
 
 
-def virtual(group, folder):
-    sound(folder / "victim.h5")
+def virtual(group, directory):
+    valid_file(directory / "victim.h5")
     layout = h5py.VirtualLayout((8,), "float32")
-    layout[:] = h5py.VirtualSource(folder / "victim.h5", f"{FIRST}/1", (8,))
+    layout[:] = h5py.VirtualSource(directory / "victim.h5", f"{FIRST}/1", (8,))
     del group["1"]
     group.create_virtual_dataset("1", layout)
 
 
-def diamond(group, folder):
+def diamond(group, directory):
     for depth in range(30):
         below = group.create_group(f"a{depth}")
         group[f"b{depth}"] = below
         group = below
 
 
-def deep(group, folder):
+def deep(group, directory):
     for _ in range(3000):
         group = group.create_group("a")
 
 
 def created(layout, bias):
-    """A file with a variable of a layout, and of floats of a bias."""
+    """A file with a variable of a layout and an exponent bias."""
 
-    def change(group, folder):
+    def change(group, directory):
         del group["1"]
         kind = h5py.h5t.IEEE_F32LE.copy()
         kind.set_ebias(bias)
@@ -187,11 +186,11 @@ def created(layout, bias):
     return edited(change)
 
 
-def lying_attribute(group, folder):
+def wrong_attribute(group, directory):
     group["1"].attrs["dtype"] = "bfloat16"
 
 
-def long_paths(group, folder):
+def long_paths(group, directory):
     for _ in range(58):
         group = group.create_group("n" * 1000)
     for number in range(10_000):
@@ -199,34 +198,34 @@ def long_paths(group, folder):
 
 
 def named(name):
-    return edited(lambda group, folder: group.create_group(name))
+    return edited(lambda group, directory: group.create_group(name))
 
 
 def provenance(text):
     return edited(lambda group, _: group.file.attrs.create("keras_wavg", text))
 
 
-def swapped_names(group, folder):
+def swapped_names(group, directory):
     group.attrs["name"] = "dense_1"
     group.file[SECOND].attrs["name"] = "dense"
 
 
-# Edits of the bytes of a sound file
+# A valid file with edited bytes
 
 
 def patched(change, **options):
-    """A file after `change(bytearray)`, which may give other bytes back."""
+    """A file after `change(bytearray)`, which may return other bytes."""
 
-    def build(folder):
-        path = sound(h5(folder), 1, **options)
+    def build(directory):
+        path = valid_file(h5(directory), 1, **options)
         data = bytearray(path.read_bytes())
         path.write_bytes(change(data) or data)
 
     return build
 
 
-def array_for_root(folder):
-    path = sound(h5(folder), 1)
+def array_for_root(directory):
+    path = valid_file(h5(directory), 1)
     with h5py.File(path) as file:
         array = h5py.h5o.get_info(file[FIRST]["0"].id).addr
     data = bytearray(path.read_bytes())
@@ -244,30 +243,30 @@ def cut(data):
 
 
 def tree_loop(data):
-    """Each B-tree says that it is of level 1, and that it is its own child."""
-    for at in found(data, b"TREE"):
+    """Make each B-tree its own child, with level 1."""
+    for at in find(data, b"TREE"):
         put(data, at + 4, 0, 1, layout="B")
         put(data, at + 6, 1, layout="H")
         put(data, at + 32, at)
 
 
 def tree_spiral(data):
-    """A B-tree of 256 levels in the bytes of one, each in the one above."""
-    (at, *_) = found(data, b"TREE")
+    """Make a B-tree of 255 levels from one node."""
+    (at, *_) = find(data, b"TREE")
     put(data, at + 5, 255, layout="B")
 
 
 def at_each(signature, offset, value, layout="Q"):
-    """A patch of all that begins with a signature."""
+    """A file with a patch after each signature."""
 
     def change(data):
-        for at in found(data, signature):
+        for at in find(data, signature):
             put(data, at + offset, value, layout=layout)
 
     return patched(change)
 
 
-def found(data, signature):
+def find(data, signature):
     at = data.find(signature)
     while at >= 0:
         yield at
@@ -284,19 +283,19 @@ def flips(seed, count):
 
 
 def words(seed, layers=SHAPES):
-    """One to three odd numbers of eight bytes in the place of others."""
+    """A file with one to three words replaced by invalid addresses."""
 
     def change(data):
         rng = random.Random(seed)  # noqa: S311
         size = len(data)
-        odd = [0, 1, 8, 96, size - 8, size, 2**31, 2**32, 2**63, UNDEFINED]
+        invalid = [0, 1, 8, 96, size - 8, size, 2**31, 2**32, 2**63, UNDEFINED]
         for _ in range(rng.randint(1, 3)):
-            put(data, 8 * rng.randrange(size // 8), rng.choice(odd))
+            put(data, 8 * rng.randrange(size // 8), rng.choice(invalid))
 
     return patched(change, layers=layers)
 
 
-# Objects that no library would write
+# Objects that no library writes
 
 
 def message(kind, body):
@@ -310,14 +309,14 @@ def header(body, size=None):
 
 
 def attribute(name, collection, length=1):
-    """An attribute whose text is the first of a collection."""
+    """An attribute whose value is the first string of a collection."""
     text = name.encode() + b"\0"
     padded = text + bytes(-len(text) % 8)
     kind = bytes.fromhex("19010100 10000000 10000000 01000000 00000800")
-    place = struct.pack("<IQI", length, collection, 1)
+    value = struct.pack("<IQI", length, collection, 1)
     sizes = struct.pack("<Bx3H", 1, len(text), 20, 8)
     space = bytes([1, 0, 0, 0, 0, 0, 0, 0])
-    return message(12, sizes + padded + kind + bytes(4) + space + place)
+    return message(12, sizes + padded + kind + bytes(4) + space + value)
 
 
 def collection(text):
@@ -328,15 +327,15 @@ def collection(text):
 
 
 def grafted(make, where=FIRST, size=None):
-    """A file in which other bytes stand for a group.
+    """A file in which a group is replaced by other bytes.
 
-    `make(at, group)` gives them, `at` being where they will be and `group` the
-    message of the group; and where in them its header begins. Its end is
-    nothing but zeros if `size` is greater: they take no room on a disk.
+    `make(at, group)` returns these bytes and the start of the group's header in
+    them. `at` is their address, and `group` the message of the old group. A
+    greater `size` adds zeros to the file, which is sparse.
     """
 
-    def build(folder):
-        path = sound(h5(folder), 1)
+    def build(directory):
+        path = valid_file(h5(directory), 1)
         with h5py.File(path) as file:
             old = h5py.h5o.get_info(file[where].id).addr
         data = path.read_bytes()
@@ -360,7 +359,7 @@ def tree_and_heap(data, address):
         kind, size = struct.unpack_from("<2H", data, at)
         if kind == 17:
             return data[at + 8 :][:16]
-        # The header may go on elsewhere.
+        # The header may continue at another address.
         (at,) = (
             struct.unpack_from("<Q", data, at + 8)
             if kind == 16
@@ -369,36 +368,36 @@ def tree_and_heap(data, address):
 
 
 def attributes(count, text):
-    """A group with so many attributes that have one long text."""
+    """A group with many attributes that share one long string."""
 
     def make(at, group):
-        kept = collection(text)
+        strings = collection(text)
         body = b"".join(
             attribute(f"{i:x}", at, len(text)) for i in range(count)
         )
-        return kept + header(group + body), len(kept)
+        return strings + header(group + body), len(strings)
 
     return grafted(make)
 
 
 def one_attribute(name):
     def make(at, group):
-        kept = collection(b"text")
-        return kept + header(group + attribute(name, at)), len(kept)
+        strings = collection(b"text")
+        return strings + header(group + attribute(name, at)), len(strings)
 
     return grafted(make)
 
 
-def empty_texts(at, group):
-    """A collection of a million texts of no length."""
+def empty_strings(at, group):
+    """A collection of a million empty strings."""
     count = 1_000_000
     texts = struct.pack("<2H4xQ", 7, 1, 0) * count
-    kept = struct.pack("<4sB3xQ", b"GCOL", 1, 16 + len(texts)) + texts
-    return kept + header(group + attribute("name", at)), len(kept)
+    strings = struct.pack("<4sB3xQ", b"GCOL", 1, 16 + len(texts)) + texts
+    return strings + header(group + attribute("name", at)), len(strings)
 
 
 def many_rows(at, group):
-    """A group of the newer kind whose links are in a heap of 65535 rows."""
+    """A group whose links are in a heap of 65535 rows."""
     heap = bytearray(struct.pack("<4sB2H", b"FRHP", 0, 7, 0).ljust(146, b"\0"))
     put(heap, 110, 4, layout="H")
     put(heap, 112, 512, UNDEFINED)
@@ -413,18 +412,18 @@ def empty_messages(at, group):
 
 
 def continued(*numbers):
-    """A header that goes on at an address, or at its own, for so long."""
+    """A header that continues at an address, or at its own, with a length."""
 
     def make(at, group):
-        place, length = numbers
-        place = at + 16 if place is None else place
-        return header(message(16, struct.pack("<2Q", place, length))), 0
+        address, length = numbers
+        address = at + 16 if address is None else address
+        return header(message(16, struct.pack("<2Q", address, length))), 0
 
     return grafted(make)
 
 
-def endless(part):
-    """A part of a group that takes a whole file of half a gibibyte, sparse."""
+def huge(part):
+    """A part of a group with the size of a sparse file of half a GiB."""
     size = 1 << 29
 
     def make(at, group):
@@ -432,9 +431,9 @@ def endless(part):
         if part == "header":
             more = message(16, struct.pack("<2Q", at + 256, rest))
             return header(more + group), 0
-        if part == "texts":
-            kept = struct.pack("<4sB3xQ", b"GCOL", 1, rest) + bytes(16)
-            return kept + header(group + attribute("name", at)), len(kept)
+        if part == "strings":
+            strings = struct.pack("<4sB3xQ", b"GCOL", 1, rest) + bytes(16)
+            return strings + header(group + attribute("name", at)), len(strings)
         heap = struct.pack("<4sB3x3Q", b"HEAP", 0, rest, 1, at + 64)
         group = message(17, group[8:16] + struct.pack("<Q", at))
         return heap + header(group), len(heap)
@@ -442,16 +441,16 @@ def endless(part):
     return grafted(make, size=size)
 
 
-def pointing(**places):
-    """A file whose arrays are at other places, by their names in a group."""
+def with_addresses(**addresses):
+    """A file whose arrays have other addresses, by their names in a group."""
 
-    def build(folder):
-        path = sound(h5(folder), 1)
+    def build(directory):
+        path = valid_file(h5(directory), 1)
         with h5py.File(path) as file:
             old = {n: d.id.get_offset() for n, d in file[FIRST].items()}
             sizes = {n: d.nbytes for n, d in file[FIRST].items()}
         data = path.read_bytes()
-        for name, other in places.items():
+        for name, other in addresses.items():
             key = name.strip("_")
             new = other(old) if callable(other) else other
             data = data.replace(
@@ -464,9 +463,9 @@ def pointing(**places):
 
 
 def many(count):
-    """Two files of so many variables."""
+    """Two files with `count` variables."""
 
-    def build(folder):
+    def build(directory):
         names = [f"layers/dense_{i}/vars" for i in range(count // 2)]
         groups = {"": {}, "layers": {}}
         for name in names:
@@ -474,31 +473,31 @@ def many(count):
         arrays = {
             f"{n}/{i}": Array("float32", (1,)) for n in names for i in (0, 1)
         }
-        structure, end = place(Structure(groups, arrays))
-        head, tail = metadata(structure, end)
-        h5(folder).write_bytes(head.ljust(end, b"\0") + tail)
-        shutil.copy(h5(folder), h5(folder, "first"))
+        structure, end = assign_offsets(Structure(groups, arrays))
+        head, tail = encode_metadata(structure, end)
+        h5(directory).write_bytes(head.ljust(end, b"\0") + tail)
+        shutil.copy(h5(directory), h5(directory, "first"))
 
     return build
 
 
-# Other files than HDF5
+# Files that are not HDF5
 
 
 def content(data, name="bad.weights.h5"):
-    return lambda folder: (folder / name).write_bytes(data)
+    return lambda directory: (directory / name).write_bytes(data)
 
 
 def link_to(target):
-    return lambda folder: h5(folder).symlink_to(target)
+    return lambda directory: h5(directory).symlink_to(target)
 
 
 def archive(change=None, **members):
-    """A `.keras` file after `change(bytearray)`, with more members."""
+    """A `.keras` file after `change(bytearray)`, with additional members."""
 
-    def build(folder):
+    def build(directory):
         names = {name.replace("_", "/"): c for name, c in members.items()}
-        path = sound_archive(keras_file(folder), 1, **names)
+        path = valid_archive(keras_file(directory), 1, **names)
         if change:
             data = bytearray(path.read_bytes())
             path.write_bytes(change(data) or data)
@@ -506,8 +505,8 @@ def archive(change=None, **members):
     return build
 
 
-def directory(name, offset, value, layout="I"):
-    """A patch of what the directory of an archive says about a member."""
+def central_directory(name, offset, value, layout="I"):
+    """A patch of the entry of a member in the central directory."""
 
     def change(data):
         at = data.rindex(name.encode()) - 46
@@ -519,8 +518,8 @@ def directory(name, offset, value, layout="I"):
 def damaged(method):
     """A `.keras` file with a member whose compressed bytes are damaged."""
 
-    def build(folder):
-        path = sound_archive(keras_file(folder), 1)
+    def build(directory):
+        path = valid_archive(keras_file(directory), 1)
         with zipfile.ZipFile(path, "a") as file:
             file.writestr("assets/a", bytes(range(256)) * 9, method)
         data = bytearray(path.read_bytes())
@@ -531,19 +530,19 @@ def damaged(method):
     return build
 
 
-def weights_deflated(folder):
-    sound_archive(keras_file(folder), 1, zipfile.ZIP_DEFLATED)
+def weights_deflated(directory):
+    valid_archive(keras_file(directory), 1, zipfile.ZIP_DEFLATED)
 
 
-def directory_of_itself(data):
-    """The directory is said to be further back than it is."""
+def shifted_central_directory(data):
+    """Increase the offset of the central directory."""
     at = data.rindex(b"PK\5\6")
     (offset,) = struct.unpack_from("<I", data, at + 16)
     put(data, at + 16, offset + 1000, layout="I")
 
 
-def another_before_the_file(data):
-    """The weights are where they are said to be, all others are not."""
+def member_before_the_file(data):
+    """Shift the addresses of all members but the weights."""
     at = data.rindex(b"PK\5\6")
     (offset,) = struct.unpack_from("<I", data, at + 16)
     put(data, at + 16, offset + 1, layout="I")
@@ -555,8 +554,8 @@ def another_before_the_file(data):
 def shards(change):
     """An index and shards after `change(index, shards)`."""
 
-    def build(folder):
-        change(index_file(folder), sound_shards(index_file(folder), 1))
+    def build(directory):
+        change(index_file(directory), valid_shards(index_file(directory), 1))
 
     return build
 
@@ -566,14 +565,14 @@ def mapped(weight_map):
 
 
 def in_two_shards(path, found):
-    sound(found[0], layers=SHAPES)
-    sound(found[1], layers=SHAPES)
+    valid_file(found[0], layers=SHAPES)
+    valid_file(found[1], layers=SHAPES)
     names = [shard.name for shard in found]
     index(path, {f"/{FIRST}": names, f"/{SECOND}": names})
 
 
 def group_and_array(path, found):
-    """What is an array in one shard is a group in another."""
+    """A path that is an array in one shard and a group in another."""
     with h5py.File(found[0], "w") as file:
         file["a/vars"] = numpy.zeros(3, "float32")
     with h5py.File(found[1], "w") as file:
@@ -584,7 +583,7 @@ def group_and_array(path, found):
         file.with_name(file.name.replace("bad", "first")).write_bytes(text)
 
 
-def shard_elsewhere(path, found):
+def shard_outside(path, found):
     found[1].unlink()
     found[1].symlink_to("/etc/passwd")
 
@@ -594,12 +593,14 @@ def shard_is_fifo(path, found):
     os.mkfifo(found[1])
 
 
-def index_says_less(path, found):
+def incomplete_index(path, found):
     index(path, {f"/{FIRST}": [s.name for s in found]})
 
 
-def terminal_escape(folder):
-    sound(folder / "bad\x1b[31m\n.weights.h5", layers={"conv": [(2, 2)]})
+def terminal_escape(directory):
+    valid_file(
+        directory / "bad\x1b[31m\n.weights.h5", layers={"conv": [(2, 2)]}
+    )
 
 
 def wide(path, found):
@@ -607,14 +608,14 @@ def wide(path, found):
     path.write_text('{"weight_map": {}, "metadata": ' + text + "}")
 
 
-OTHER = "an object is neither|not as Keras writes|of numbers as Keras saves"
-LINK = "there is a link|newer kind"
-PIECES = "not in one piece|compressed|neither a group nor an array"
-BOUNDS = "bytes are in the file|come to an end|outside of itself|too long"
-PLAIN = "is not a plain text"
+OTHER = "an object is neither|not as Keras writes|that Keras does not save"
+LINK = "there is a link"
+NOT_CONTIGUOUS = "not contiguous|compressed|neither a group nor an array"
+BOUNDS = "not all in the file|does not end|in it is outside it|too long"
+NAME = "is not valid"
 TWICE = "by two paths, or in a cycle"
-START = "does not begin as an HDF5 file"
-ZIP = "not a sound zip archive"
+START = "does not start as an HDF5 file"
+ZIP = "not a valid zip archive"
 INDEX = "not an index of shards"
 SHARD = "as a shard"
 FORGED = (
@@ -641,16 +642,19 @@ WEIGHTS = {
         "an array in an external file",
     ),
     "virtual variable": (edited(virtual), "not stored as Keras writes it"),
-    "soft link": (linked(lambda folder: h5py.SoftLink("1")), LINK),
-    "soft link to itself": (linked(lambda folder: h5py.SoftLink("2")), LINK),
-    "soft link to nothing": (linked(lambda folder: h5py.SoftLink("no")), LINK),
+    "soft link": (linked(lambda directory: h5py.SoftLink("1")), LINK),
+    "soft link to itself": (linked(lambda directory: h5py.SoftLink("2")), LINK),
+    "soft link to nothing": (
+        linked(lambda directory: h5py.SoftLink("no")),
+        LINK,
+    ),
     "soft link out": (linked(lambda _: h5py.SoftLink("/../../x")), LINK),
-    "hard link in a circle": (
-        edited(lambda group, folder: group.__setitem__("2", group.parent)),
+    "hard link in a cycle": (
+        edited(lambda group, directory: group.__setitem__("2", group.parent)),
         TWICE,
     ),
-    "hard link to the same": (
-        edited(lambda group, folder: group.__setitem__("2", group["1"])),
+    "hard link to another variable": (
+        edited(lambda group, directory: group.__setitem__("2", group["1"])),
         TWICE,
     ),
     "hard links of 2**30 paths": (edited(diamond), TWICE),
@@ -660,16 +664,19 @@ WEIGHTS = {
     "shape of 64 GiB": (stored_as(shape=(2**18,) * 2, dtype="uint8"), BOUNDS),
     "shape of 4 GB, gzip": (
         stored_as(shape=(10**9,), dtype="float32", compression="gzip"),
-        PIECES,
+        NOT_CONTIGUOUS,
     ),
     "unallocated": (stored_as(shape=(2**28,), dtype="float32"), BOUNDS),
     "gzip bomb": (
         stored_as(data=numpy.zeros(1 << 24, "float32"), compression="gzip"),
-        PIECES,
+        NOT_CONTIGUOUS,
     ),
-    "chunks and gzip": (stored_as(data=ZEROS, compression="gzip"), PIECES),
-    "chunks": (stored_as(data=ZEROS, chunks=(4,)), PIECES),
-    "compact": (created(h5py.h5d.COMPACT, 127), PIECES),
+    "chunks and gzip": (
+        stored_as(data=ZEROS, compression="gzip"),
+        NOT_CONTIGUOUS,
+    ),
+    "chunks": (stored_as(data=ZEROS, chunks=(4,)), NOT_CONTIGUOUS),
+    "compact": (created(h5py.h5d.COMPACT, 127), NOT_CONTIGUOUS),
     "unknown filter": (
         stored_as(
             shape=(8,),
@@ -677,15 +684,15 @@ WEIGHTS = {
             compression=32015,
             allow_unknown_filter=True,
         ),
-        PIECES,
+        NOT_CONTIGUOUS,
     ),
     "no dataspace": (variable(h5py.Empty("float32")), "a shape is not"),
     "size zero": (
         variable(numpy.zeros((0, 3), "float32")),
         "float32 of shape",
     ),
-    "text of variable length": (variable("text"), OTHER),
-    "texts": (variable(numpy.array([b"text"] * 8)), OTHER),
+    "string of variable length": (variable("text"), OTHER),
+    "strings": (variable(numpy.array([b"text"] * 8)), OTHER),
     "opaque": (variable(numpy.zeros(8, "V8")), OTHER),
     "references": (stored_as(shape=(8,), dtype=h5py.ref_dtype), OTHER),
     "references to regions": (
@@ -701,10 +708,16 @@ WEIGHTS = {
         edited(lambda g, _: g.__setitem__("2", numpy.dtype("f4"))),
         "neither a group nor an array",
     ),
-    "V2 without an attribute": (variable(numpy.zeros(8, "V2")), "`dtype` says"),
-    "attribute that lies": (edited(lying_attribute), "`dtype` says"),
+    "V2 without an attribute": (
+        variable(numpy.zeros(8, "V2")),
+        "attribute `dtype`",
+    ),
+    "attribute with another type": (
+        edited(wrong_attribute),
+        "attribute `dtype`",
+    ),
     "attribute that is a number": (
-        edited(lambda group, folder: group.attrs.__setitem__("a", 1)),
+        edited(lambda group, directory: group.attrs.__setitem__("a", 1)),
         "an attribute is not a string",
     ),
     "NaN": (variable(numpy.full(8, "nan", "float32")), "NaN or infinite"),
@@ -723,44 +736,46 @@ WEIGHTS = {
     ),
     "scalar": (variable(numpy.float32(1)), r"against float32 of shape \(\)"),
     "variable is missing": (
-        edited(lambda group, folder: group.__delitem__("1")),
+        edited(lambda group, directory: group.__delitem__("1")),
         "layers/dense/vars/1: only in",
     ),
     "layer is missing": (
-        edited(lambda group, folder: group.file.__delitem__("layers/dense_1")),
+        edited(
+            lambda group, directory: group.file.__delitem__("layers/dense_1")
+        ),
         "layers/dense_1/vars/0: only in",
     ),
-    "variable too many": (
-        edited(lambda group, folder: group.__setitem__("2", ZEROS)),
+    "additional variable": (
+        edited(lambda group, directory: group.__setitem__("2", ZEROS)),
         "layers/dense/vars/2: only in",
     ),
-    "layer too many": (
+    "additional layer": (
         edited(lambda g, _: g.file.__setitem__("layers/a/vars/0", ZEROS)),
         "layers/a/vars/0: only in",
     ),
     "no variables": (
-        edited(lambda group, folder: group.file.__delitem__("layers")),
+        edited(lambda group, directory: group.file.__delitem__("layers")),
         "only in",
     ),
     "integers that differ": (
-        both(numpy.int32([1, 2]), numpy.int32([1, 3])),
+        pair(numpy.int32([1, 2]), numpy.int32([1, 3])),
         "must be the same in all checkpoints",
     ),
     "int8 kernels that differ": (
-        both(numpy.ones(8, "int8"), numpy.zeros(8, "int8")),
+        pair(numpy.ones(8, "int8"), numpy.zeros(8, "int8")),
         "before quantization",
     ),
-    "name with an escape": (named("a\n\x1b[31m"), PLAIN),
-    "name of 5000": (named("n" * 5000), PLAIN),
-    "name that is not UTF-8": (named(b"\xff\xfe"), PLAIN),
-    "name that turns around": (named("\u202egnp"), PLAIN),
+    "name with an escape": (named("a\n\x1b[31m"), NAME),
+    "name of 5000": (named("n" * 5000), NAME),
+    "name that is not UTF-8": (named(b"\xff\xfe"), NAME),
+    "name with a text direction": (named("\u202egnp"), NAME),
     "name ..": (
         patched(lambda data: data.replace(b"dense_1\0", b"..\0\0\0\0\0\0")),
-        PLAIN,
+        NAME,
     ),
     "name with a slash": (
         patched(lambda data: data.replace(b"dense_1\0", b"dense/1\0")),
-        PLAIN,
+        NAME,
     ),
     "two of one name": (
         patched(lambda data: data.replace(b"dense_1\0", b"dense\0\0\0")),
@@ -774,62 +789,68 @@ WEIGHTS = {
     "text": (content(b"weights: 1\n" * 99), START),
     "link to /etc/passwd": (link_to("/etc/passwd"), START),
     "link to a device": (link_to("/dev/zero"), "not a regular file"),
-    "folder": (lambda folder: h5(folder).mkdir(), "not a regular file"),
-    "FIFO": (lambda folder: os.mkfifo(h5(folder)), "not a regular file"),
+    "directory": (
+        lambda directory: h5(directory).mkdir(),
+        "not a regular file",
+    ),
+    "FIFO": (lambda directory: os.mkfifo(h5(directory)), "not a regular file"),
     "cut in half": (patched(lambda data: data[: len(data) // 2]), "cut off"),
     "16 bytes less": (patched(lambda data: data[:-16]), "cut off"),
     "cut in half and patched": (patched(cut), BOUNDS + "|is missing|damaged"),
     "user block": (patched(lambda data: None, userblock_size=512), START),
     "newest format": (patched(lambda data: None, libver="latest"), "version"),
     "200 flips": (flips(0, 200), "."),
-    "tree in a circle": (patched(tree_loop), TWICE + "|damaged"),
+    "tree in a cycle": (patched(tree_loop), TWICE + "|damaged"),
     "tree of 255 levels": (patched(tree_spiral), "tree of a group is damaged"),
     "tree of 65535 children": (at_each(b"TREE", 6, 65535, "H"), BOUNDS),
     "table of 65535 entries": (at_each(b"SNOD", 6, 65535, "H"), BOUNDS),
     "names of 2**60 bytes": (at_each(b"HEAP", 8, 2**60), BOUNDS),
     "names of 2**64 - 1 bytes": (at_each(b"HEAP", 8, UNDEFINED), BOUNDS),
-    "names elsewhere": (at_each(b"HEAP", 24, UNDEFINED), BOUNDS),
+    "names outside the file": (at_each(b"HEAP", 24, UNDEFINED), BOUNDS),
     "name without an end": (at_each(b"HEAP", 8, 12), "has no end"),
-    "texts of 2**60 bytes": (at_each(b"GCOL", 8, 2**60), BOUNDS),
-    "text of 2**60 bytes": (at_each(b"GCOL", 24, 2**60), "."),
-    "text that goes on past the others": (at_each(b"GCOL", 24, 4081), "short"),
-    "texts that are missing": (at_each(b"GCOL", 0, 0), "is missing"),
+    "strings of 2**60 bytes": (at_each(b"GCOL", 8, 2**60), BOUNDS),
+    "string of 2**60 bytes": (at_each(b"GCOL", 24, 2**60), "."),
+    "string that overlaps others": (at_each(b"GCOL", 24, 4081), "is cut off"),
+    "strings that are missing": (at_each(b"GCOL", 0, 0), "is missing"),
     "links in 65535 rows": (grafted(many_rows), "too many members"),
-    "root elsewhere": (
+    "root outside the file": (
         patched(lambda data: put(data, ROOT, 2**63)),
         BOUNDS,
     ),
-    "root that is an array": (array_for_root, "is one array"),
+    "root that is an array": (array_for_root, "is a single array"),
     "root in the superblock": (
         patched(lambda data: put(data, ROOT, 0)),
         f"{OTHER}|{TWICE}",
     ),
-    "header in a circle": (continued(None, 24), TWICE),
+    "header in a cycle": (continued(None, 24), TWICE),
     "header of 2**60 bytes": (continued(104, 2**60), BOUNDS),
-    "header elsewhere": (continued(UNDEFINED - 7, 64), BOUNDS),
+    "header outside the file": (continued(UNDEFINED - 7, 64), BOUNDS),
     "header of 16 MiB": (grafted(empty_messages), "."),
-    "names of half a GiB": (endless("names"), "."),
-    "texts of half a GiB": (endless("texts"), "."),
-    "header of half a GiB": (endless("header"), "."),
-    "a million empty texts": (grafted(empty_texts), "."),
+    "names of half a GiB": (huge("names"), "."),
+    "strings of half a GiB": (huge("strings"), "."),
+    "header of half a GiB": (huge("header"), "."),
+    "a million empty strings": (grafted(empty_strings), "."),
     "100000 attributes": (attributes(100_000, b"a"), "."),
-    "attributes of one long text": (attributes(30_000, b"a" * 10**7), "."),
+    "attributes with one long string": (attributes(30_000, b"a" * 10**7), "."),
     "attribute beyond ASCII": (one_attribute("\xe9"), "attribute"),
     "attribute with an escape": (one_attribute("a\x1b[31m"), "attribute"),
     "attribute without a name": (one_attribute(""), "attribute"),
     "arrays that overlap": (
-        pointing(_1=lambda old: old["0"] + 4),
+        with_addresses(_1=lambda old: old["0"] + 4),
         "share bytes",
     ),
-    "arrays at one place": (pointing(_1=lambda old: old["0"]), "share bytes"),
-    "array over the superblock": (pointing(_1=0), "share bytes"),
-    "array elsewhere": (pointing(_1=2**63), BOUNDS),
-    "array around the end": (pointing(_1=-8), BOUNDS),
+    "arrays at one address": (
+        with_addresses(_1=lambda old: old["0"]),
+        "share bytes",
+    ),
+    "array over the superblock": (with_addresses(_1=0), "share bytes"),
+    "array outside the file": (with_addresses(_1=2**63), BOUNDS),
+    "array with a negative address": (with_addresses(_1=-8), BOUNDS),
     "file name with an escape": (terminal_escape, "same variables"),
 }
 ARCHIVES = {
     "not a zip archive": (content(b"PK\5\6", "bad.keras"), ZIP),
-    "HDF5 file as .keras": (lambda f: sound(keras_file(f)), ZIP),
+    "HDF5 file as .keras": (lambda f: valid_file(keras_file(f)), ZIP),
     "zip slip": (archive(**{".._.._evil": "x"}), "a member named"),
     "zip slip to the root": (archive(_evil="x"), "a member named"),
     "zip slip of Windows": (archive(**{"..\\evil": "x"}), "a member named"),
@@ -839,57 +860,60 @@ ARCHIVES = {
             lambda data: data.replace(b"model.weights.hX", MEMBER.encode()),
             **{"model.weights.hX": "x"},
         ),
-        "two members of one name",
+        "two members of the same name",
     ),
     "too many members": (
         archive(**{str(i): "" for i in range(10_001)}),
         "too many members",
     ),
-    "deflated bomb": (archive(bomb=bytes(10**8)), "promises"),
-    "deflated bomb that lies": (
-        archive(directory("bomb", 24, 99), bomb=bytes(10**8)),
+    "deflated bomb": (archive(bomb=bytes(10**8)), "declares"),
+    "deflated bomb with a wrong size": (
+        archive(central_directory("bomb", 24, 99), bomb=bytes(10**8)),
         ZIP,
     ),
     "weights deflated": (weights_deflated, "compressed or encrypted"),
-    "weights that lie": (
-        archive(directory(MEMBER, 24, 10**6)),
+    "weights with a size too large": (
+        archive(central_directory(MEMBER, 24, 10**6)),
         "cut off",
     ),
-    "weights said to be short": (
-        archive(directory(MEMBER, 24, 999)),
+    "weights with a size too small": (
+        archive(central_directory(MEMBER, 24, 999)),
         "cut off",
     ),
     "weights encrypted": (
-        archive(directory(MEMBER, 8, 1, "H")),
+        archive(central_directory(MEMBER, 8, 1, "H")),
         "compressed or encrypted",
     ),
-    "config encrypted": (archive(directory("config.json", 8, 1, "H")), ZIP),
-    "config of a newer zip": (
-        archive(directory("config.json", 6, 99, "H")),
+    "config encrypted": (
+        archive(central_directory("config.json", 8, 1, "H")),
         ZIP,
     ),
-    "config by an unknown method": (
-        archive(directory("config.json", 10, 99, "H")),
+    "config of a newer version of zip": (
+        archive(central_directory("config.json", 6, 99, "H")),
+        ZIP,
+    ),
+    "config with an unknown method": (
+        archive(central_directory("config.json", 10, 99, "H")),
         f"{ZIP}|compress",
     ),
-    "config of another checksum": (
-        archive(directory("config.json", 16, 1)),
+    "config with a wrong checksum": (
+        archive(central_directory("config.json", 16, 1)),
         ZIP,
     ),
     "config at the end": (
-        archive(directory("config.json", 42, 2**31)),
-        f"{ZIP}|outside of itself",
+        archive(central_directory("config.json", 42, 2**31)),
+        f"{ZIP}|outside it",
     ),
     "weights at the end": (
-        archive(directory(MEMBER, 42, 2**31)),
-        f"{ZIP}|damaged|outside of itself",
+        archive(central_directory(MEMBER, 42, 2**31)),
+        f"{ZIP}|damaged|outside it",
     ),
-    "weights before the beginning": (
-        archive(directory_of_itself),
-        f"{ZIP}|damaged|outside of itself|before the file",
+    "weights before the file": (
+        archive(shifted_central_directory),
+        f"{ZIP}|damaged|outside it|before the file",
     ),
-    "another member before the beginning": (
-        archive(another_before_the_file),
+    "another member before the file": (
+        archive(member_before_the_file),
         "before the file",
     ),
     "damaged deflate": (damaged(zipfile.ZIP_DEFLATED), ZIP),
@@ -902,9 +926,12 @@ ARCHIVES = {
     "archive cut in half": (archive(lambda data: data[: len(data) // 2]), ZIP),
 }
 INDICES = {
-    "shard above": (mapped({"/a": ["../bad_00000.weights.h5"]}), SHARD),
+    "shard in the parent directory": (
+        mapped({"/a": ["../bad_00000.weights.h5"]}),
+        SHARD,
+    ),
     "shard with a path": (mapped({"/a": ["/etc/passwd"]}), SHARD),
-    "shard with a line more": (
+    "shard with a newline": (
         mapped({"/a": ["bad_00000.weights.h5\n"]}),
         SHARD,
     ),
@@ -927,18 +954,21 @@ INDICES = {
         shards(lambda path, found: found[1].unlink()),
         "No such file.*bad_00001.weights.h5",
     ),
-    "shard is /etc/passwd": (shards(shard_elsewhere), START),
+    "shard is /etc/passwd": (shards(shard_outside), START),
     "shard is a FIFO": (shards(shard_is_fifo), "not a regular file"),
     "variable in two shards": (shards(in_two_shards), "another shard has it"),
-    "index that says less": (shards(index_says_less), "says otherwise"),
-    "index that says more": (
+    "index without a group": (
+        shards(incomplete_index),
+        "index of the shards differs",
+    ),
+    "index with an additional group": (
         mapped(
             {
                 f"/{FIRST}": ["bad_00000.weights.h5"],
                 "/a": ["bad_00001.weights.h5"],
             }
         ),
-        "says otherwise",
+        "index of the shards differs",
     ),
     "group and variable of one name": (
         shards(group_and_array),
@@ -946,18 +976,18 @@ INDICES = {
     ),
 }
 REFUSED = {**WEIGHTS, **ARCHIVES, **INDICES}
-"""From a name to a builder and what the error says."""
+"""Dict from names to a builder and a pattern of the error."""
 
 AVERAGED = {
-    "weights": lambda folder: sound(h5(folder), 1),
-    "archive": lambda folder: sound_archive(keras_file(folder), 1),
-    "shards": lambda folder: sound_shards(index_file(folder), 1),
-    "3e38 everywhere": lambda folder: [
-        sound(h5(folder, name), 1, 8e37) for name in ("first", "bad")
+    "weights": lambda directory: valid_file(h5(directory), 1),
+    "archive": lambda directory: valid_archive(keras_file(directory), 1),
+    "shards": lambda directory: valid_shards(index_file(directory), 1),
+    "3e38 everywhere": lambda directory: [
+        valid_file(h5(directory, name), 1, 8e37) for name in ("first", "bad")
     ],
     "swapped names": edited(swapped_names),
-    "integers that are the same": both(numpy.int64(7), numpy.int64(7)),
-    "nothing in a variable": both(*[numpy.zeros((0, 3), "float32")] * 2),
+    "equal integers": pair(numpy.int64(7), numpy.int64(7)),
+    "empty variable": pair(*[numpy.zeros((0, 3), "float32")] * 2),
     "4000 variables": many(4000),
     **{
         f"provenance {number}": provenance(text)
@@ -978,20 +1008,23 @@ AVERAGED = {
             )
         )
     },
-    "names that are not ASCII": lambda folder: [
-        sound(h5(folder, name), 1, layers=NEWER) for name in ("first", "bad")
+    "names that are not ASCII": lambda directory: [
+        valid_file(h5(directory, name), 1, layers=NOT_ASCII)
+        for name in ("first", "bad")
     ],
-    "link to weights": lambda folder: h5(folder).symlink_to(
-        sound(folder / "bad.target.weights.h5", 1).name
+    "link to weights": lambda directory: h5(directory).symlink_to(
+        valid_file(directory / "bad.target.weights.h5", 1).name
     ),
 }
 FUZZED = {
     **{f"flip {seed}": flips(seed, 1) for seed in range(40)},
     **{f"5 flips {seed}": flips(seed, 5) for seed in range(40)},
     **{f"words {seed}": words(seed) for seed in range(80)},
-    **{f"newer, words {seed}": words(seed, NEWER) for seed in range(30)},
+    **{
+        f"not ASCII, words {seed}": words(seed, NOT_ASCII) for seed in range(30)
+    },
 }
-"""Damaged at random: refused or averaged."""
+"""Files with random damage, which may be refused or averaged."""
 
 SAMPLES = {
     **{name: build for name, (build, _) in REFUSED.items()},
@@ -1001,9 +1034,9 @@ SAMPLES = {
 
 
 def write(parent):
-    """A folder for each sample, by its number, and a sound file in `parent`."""
-    sound(parent / "sound.weights.h5")
+    """Write a numbered directory for each sample, and a valid file."""
+    valid_file(parent / "valid.weights.h5")
     for number, build in enumerate(SAMPLES.values()):
-        folder = parent / f"{number:04}"
-        folder.mkdir()
-        build(folder)
+        directory = parent / f"{number:04}"
+        directory.mkdir()
+        build(directory)

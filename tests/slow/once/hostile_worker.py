@@ -1,10 +1,9 @@
-"""Averages and inspects crafted checkpoints, with little memory and time.
+"""Averages and inspects crafted checkpoints, with limited memory and time.
 
-    python hostile_worker.py FOLDER
+    python hostile_worker.py DIRECTORY
 
-FOLDER has a folder for each, see `hostile.py`. Each is averaged in a process
-of its own, so that none suffers from another. A line of JSON tells what came of
-it.
+DIRECTORY has a directory for each checkpoint, see `hostile.py`. Each one is
+averaged in a separate process, and its result is printed as a line of JSON.
 """
 
 import json
@@ -15,11 +14,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import keras_wavg.files.archive  # noqa: F401 - else it would be opened later
+import keras_wavg.files.keras_archive  # noqa: F401 - before recording
 from keras_wavg.files.average import average_checkpoints
+from keras_wavg.files.checkpoint_opener import CheckpointOpener
 from keras_wavg.files.checksum import checksum
 from keras_wavg.files.inspection import inspect_checkpoint
-from keras_wavg.files.opener import Opener
 
 MEMORY = 256 << 20
 SECONDS = 30
@@ -31,25 +30,25 @@ events = []
 
 def main(parent):
     sys.addaudithook(audit)
-    for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
-        print(json.dumps(attempt(folder, parent)), flush=True)  # noqa: T201
+    for directory in sorted(p for p in parent.iterdir() if p.is_dir()):
+        print(json.dumps(attempt(directory, parent)), flush=True)  # noqa: T201
 
 
 def audit(event, arguments):
-    """Keep what is opened, and what must never be done."""
+    """Record opened files, and forbidden events."""
     if event == "open" and not isinstance(arguments[0], int):
         events.append(os.fsdecode(arguments[0]))
     elif event.startswith(EVENTS):
         events.append(event)
 
 
-def attempt(folder, parent):
-    """What comes of a sample, in a process that may crash or hang."""
+def attempt(directory, parent):
+    """The result for a sample, in a process that may crash or hang."""
     read, write = os.pipe()
-    before = names(folder)
+    before = names(directory)
     if not (child := os.fork()):
         limit()
-        result = outcome(folder, parent)
+        result = outcome(directory, parent)
         with os.fdopen(write, "w") as pipe:
             json.dump(result, pipe)
         os._exit(0)
@@ -60,14 +59,14 @@ def attempt(folder, parent):
     failed = {"error": ["killed"], "message": f"status {status}", "opened": []}
     return {
         **(json.loads(text) if text else {**failed, "inspection": failed}),
-        "left": sorted(names(folder) - before),
+        "left": sorted(names(directory) - before),
         "seconds": usage.ru_utime + usage.ru_stime,
         "mebibytes": usage.ru_maxrss // 1024,
     }
 
 
-def names(folder):
-    return {path.name for path in folder.iterdir()}
+def names(directory):
+    return {path.name for path in directory.iterdir()}
 
 
 def limit():
@@ -77,36 +76,37 @@ def limit():
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def outcome(folder, parent):
-    """What averaging and inspecting give or raise, and what they open."""
-    bad = given(folder, "bad")
-    first = given(folder, "first") or parent / "sound.weights.h5"
+def outcome(directory, parent):
+    """The results or errors of averaging and inspecting, and opened files."""
+    bad = find(directory, "bad")
+    first = find(directory, "first") or parent / "valid.weights.h5"
     suffix = ".keras" if bad.suffix == ".keras" else f".weights{bad.suffix}"
-    output = folder / f"mean{suffix}"
+    output = directory / f"mean{suffix}"
     events.clear()
     result = guarded(lambda: averaged([first, bad], output))
     result["inspection"] = guarded(lambda: inspected(bad))
-    own = (folder, bad, first, output)
-    result["opened"] = [path for path in events if not is_own(path, *own)]
+    allowed = (directory, bad, first, output)
+    result["opened"] = [path for path in events if not is_own(path, *allowed)]
     return result
 
 
-def given(folder, stem):
+def find(directory, stem):
     names = [f"{stem}.weights.json", f"{stem}.keras", f"{stem}.weights.h5"]
-    found = [folder / name for name in names if os.path.lexists(folder / name)]
-    return next(iter(found or folder.glob(f"{stem}*")), None)
+    paths = [directory / name for name in names]
+    found = [path for path in paths if os.path.lexists(path)]
+    return next(iter(found or directory.glob(f"{stem}*")), None)
 
 
-def is_own(path, folder, *files):
-    """Whether it is one of the files, a shard of one, or to be moved there."""
-    if path in {str(folder), *map(str, files)}:
+def is_own(path, directory, *files):
+    """Whether it is one of the files, a shard, or a temporary file."""
+    if path in {str(directory), *map(str, files)}:
         return True
     shards = [
         str(file).replace(".weights.json", "_0000")
         for file in files
         if file.suffix == ".json"
     ]
-    return path.startswith((f"{folder}/.", *shards, *LIBRARIES))
+    return path.startswith((f"{directory}/.", *shards, *LIBRARIES))
 
 
 def guarded(work):
@@ -119,12 +119,12 @@ def guarded(work):
 
 def averaged(paths, output):
     report = average_checkpoints(paths, output)
-    with Opener().open(output) as checkpoint:
+    with CheckpointOpener().open(output) as checkpoint:
         found = checksum(checkpoint)
-        kept = json.loads(checkpoint.provenance)["checksum"]
+        saved = json.loads(checkpoint.provenance)["checksum"]
     return {
         "notes": report.notes,
-        "whole": found == kept == report.checksum,
+        "complete": found == saved == report.checksum,
         "same": found == report.sources[-1].checksum,
     }
 

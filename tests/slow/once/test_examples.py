@@ -1,4 +1,4 @@
-"""The examples run as a user runs them."""
+"""The examples run from the command line."""
 
 import gzip
 import os
@@ -13,10 +13,10 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def output_of(example, *options):
-    """What an example prints."""
+    """The printed output of an example."""
     run = subprocess.run(
         [sys.executable, EXAMPLES / example, *options],
-        # Threads of torch wait for each other where tests share the cores.
+        # Several threads of torch are slow if tests share the cores.
         env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -26,7 +26,7 @@ def output_of(example, *options):
     return run.stdout
 
 
-def test_digits_shows_both_accuracies_and_its_file_scores_what_was_logged():
+def test_digits_prints_both_accuracies_and_scores_its_saved_file():
     lines = output_of("digits.py").splitlines()
     epochs = [line.split() for line in lines if line[:5].strip().isdigit()]
     assert [int(epoch) for epoch, _, _ in epochs] == list(range(1, 16))
@@ -35,8 +35,8 @@ def test_digits_shows_both_accuracies_and_its_file_scores_what_was_logged():
     assert logged > 0.97
 
 
-def write_fashion_mnist(folder, bright=255):
-    """Noise in the files of Debian's package, a bright row for each class."""
+def write_fashion_mnist(directory, bright=255):
+    """Write noise like Fashion-MNIST, with a bright row for each class."""
     rng = numpy.random.default_rng(0)
     for part, count in (("train", 256), ("t10k", 64)):
         labels = rng.integers(0, 10, count).astype("uint8")
@@ -44,7 +44,7 @@ def write_fashion_mnist(folder, bright=255):
         images[numpy.arange(count), 2 * labels] = bright
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = bytes(4 + 4 * array.ndim)
-            with gzip.open(folder / f"{part}-{name}-ubyte.gz", "wb") as file:
+            with gzip.open(directory / f"{part}-{name}-ubyte.gz", "wb") as file:
                 file.write(header + array.tobytes())
 
 
@@ -70,8 +70,10 @@ def test_swa_paper_scores_each_method_and_draws_the_plane(tmp_path):
     assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_posthoc_ema_finds_the_best_width_and_makes_what_was_tracked(tmp_path):
-    # Hard to learn: weights that have come to rest would all be the same.
+def test_posthoc_ema_finds_the_best_width_and_reproduces_tracked_averages(
+    tmp_path,
+):
+    # Hard to learn, so that the weights do not converge to the same values.
     write_fashion_mnist(tmp_path, bright=60)
     sizes = ["--images", "192", "--batch-size", "32", "--epochs", "20"]
     paths = ["--data", tmp_path, "--figure", tmp_path / "curve.png"]
@@ -82,19 +84,19 @@ def test_posthoc_ema_finds_the_best_width_and_makes_what_was_tracked(tmp_path):
     best = [width for width, row in rows.items() if "best" in row[-1]]
     assert len(rows) == 15
     assert losses[best[0]] == min(losses.values())
-    # The widest reaches back to the first steps, which go the farthest.
-    most = {0.03: 2, 0.14: 0.5, 0.25: 20}
+    # The widest includes the first steps, which change the weights the most.
+    max_distance = {0.03: 2, 0.14: 0.5, 0.25: 20}
     tracked = {width: row[1:] for width, row in rows.items() if len(row) == 3}
-    assert tracked.keys() == most.keys()
+    assert tracked.keys() == max_distance.keys()
     for width, (scores, distance) in tracked.items():
         loss = float(scores.split()[0])
         assert loss == pytest.approx(losses[width], rel=0.03)
-        assert float(distance.split()[0]) < most[width]
+        assert float(distance.split()[0]) < max_distance[width]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def tables_in(text):
-    """The first number of each cell, by the table's title and the row."""
+    """The first number of each cell, by the title of the table and the row."""
     tables = {}
     for line in text.splitlines():
         name, *cells = [cell.strip() for cell in line.split("|")[1:-1]] or [""]
@@ -105,7 +107,7 @@ def tables_in(text):
     return tables
 
 
-def test_compare_averages_scores_all_rows_of_one_training(tmp_path):
+def test_compare_averages_scores_all_averages_of_one_training_run(tmp_path):
     write_fashion_mnist(tmp_path)
     sizes = ["--images", "128", "--epochs", "2", "--seeds", "1"]
     paths = ["--data", tmp_path, "--figure", tmp_path / "changes.png"]
@@ -118,20 +120,20 @@ def test_compare_averages_scores_all_rows_of_one_training(tmp_path):
             change = accuracy - rows["raw"][0], loss - rows["raw"][1]
             assert change[0] == pytest.approx(more_accuracy, abs=0.011)
             assert change[1] == pytest.approx(more_loss, abs=0.00011)
-    # The mean of one sample is that sample, and its statistics are measured.
-    rows = tables["Fashion-MNIST, constant rate"]
+    # The mean of one sample is that sample, with measured statistics.
+    rows = tables["Fashion-MNIST, constant learning rate"]
     assert rows["`SWA`"] == pytest.approx(rows["raw, `update_bn`"], abs=2e-4)
     assert rows["`EMA`"] != pytest.approx(rows["raw"], abs=2e-4)
-    # The raw weights are restless at a rate that stays high.
-    rows = tables["digits, constant rate"]
+    # The raw weights fluctuate at a high learning rate.
+    rows = tables["digits, constant learning rate"]
     for name in ("`EMA`", "`SWA`", "`LAWA`", "`PowerEMA`, `sweep`"):
         assert rows[name][0] > 90
         assert rows[name][1] < rows["raw"][1]
     assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_merged_checkpoints_are_scored_while_training_goes_on():
-    pytest.importorskip("orbax.checkpoint", reason="there is no Orbax")
+def test_merged_checkpoints_are_scored_during_training():
+    pytest.importorskip("orbax.checkpoint", reason="Orbax is not installed")
     options = ["--epochs", "6", "--last", "4"]
     lines = output_of("warmup_stable_merge.py", *options).splitlines()
     rows = [line.split() for line in lines if line[:5].strip().isdigit()]

@@ -1,4 +1,4 @@
-"""Averages of very many files, and of very many variables."""
+"""Averages of thousands of files or variables."""
 
 import h5py
 import numpy
@@ -25,8 +25,8 @@ def test_a_hundred_thousand_variables(tmp_path):
             group = file.create_group(f"layers/block_{start}/vars").id
             for key in range(1000):
                 name, kind = str(key).encode(), h5py.h5t.IEEE_F64LE
-                made = h5py.h5d.create(group, name, kind, pair)
-                made.write(everything, everything, rows[start + key])
+                dataset = h5py.h5d.create(group, name, kind, pair)
+                dataset.write(everything, everything, rows[start + key])
     report = average_checkpoints([path, path], tmp_path / "mean.weights.h5")
     assert len(report.averaged) == 100_000
     with h5py.File(tmp_path / "mean.weights.h5") as file:

@@ -1,0 +1,77 @@
+"""Moving statistics of `BatchNormalization`, measured for an average."""
+
+from typing import Any
+
+from keras_wavg import arguments
+from keras_wavg.arguments import Include
+from keras_wavg.batchnorm import Measurement
+from keras_wavg.included import averaged_variables
+
+
+class MeasuredStatistics:
+    """Measures moving statistics of a model again and again.
+
+    Args:
+        data: The argument `batch_norm_data`.
+        steps: The argument `batch_norm_steps`.
+
+    Raises:
+        ValueError: If `data` is an iterator, or `steps` is not positive.
+    """
+
+    def __init__(self, data: Any, steps: int | None) -> None:
+        self._data = arguments.repeatable("batch_norm_data", data)
+        self._steps = arguments.integer_or_none(
+            "batch_norm_steps", steps, at_least=1
+        )
+        self._measurement: Measurement | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled belongs to one model, and cannot be copied.
+        return vars(self) | {"_measurement": None}
+
+    def measure(self, model: Any) -> None:
+        """Measure the statistics for the weights in the model."""
+        self._of(model).update(self._data, steps=self._steps, verbose=0)
+
+    def variables(self, model: Any, include: Include) -> list[Any]:
+        """The moving statistics of a model.
+
+        Raises:
+            ValueError: If the model has none, or if `include` excludes some.
+        """
+        variables = self._of(model).variables
+        averaged = averaged_variables(model, include)
+        missing = {id(v) for v in variables} - {id(v) for v in averaged}
+        if missing:
+            raise ValueError(
+                "With `batch_norm_data`, `include` must match the moving "
+                f"statistics of the model. Received: include={include!r}, "
+                "which excludes "
+                f"{[v.path for v in variables if id(v) in missing]}"
+            )
+        return variables
+
+    def _of(self, model: Any) -> Measurement:
+        if self._measurement is None or not self._measurement.is_of(model):
+            self._measurement = Measurement(model)
+        return self._measurement
+
+
+def measured_statistics(
+    data: Any, steps: int | None
+) -> MeasuredStatistics | None:
+    """Make `MeasuredStatistics`, or `None` without data.
+
+    Raises:
+        ValueError: If an argument is out of its range, or if there are `steps`
+            without `data`.
+    """
+    if data is not None:
+        return MeasuredStatistics(data, steps)
+    if steps is not None:
+        raise ValueError(
+            "`batch_norm_steps` needs `batch_norm_data`. Received: "
+            f"batch_norm_steps={steps!r}, batch_norm_data=None"
+        )
+    return None
