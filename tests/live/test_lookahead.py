@@ -8,7 +8,7 @@ import reference
 import reused
 from models import BATCH, InOrder, Samples, compiled, data, equal
 
-from keras_wavg import LAWA, Lookahead, SwitchEMA
+from keras_wavg import LAWA, Lookahead, SwitchEMA, resume
 
 X, Y = data(6)
 
@@ -168,6 +168,21 @@ def test_switch_ema_continues_its_count_of_epochs_in_a_second_fit():
         fit(model, samples, ema, epochs=1)
     fit(model, starts, ema, epochs=1)
     assert near(starts.weights[0], reference.ema(samples.weights, 0.8))
+
+
+def test_switch_ema_resumes_exactly_between_two_switches(tmp_path):
+    path, backup = tmp_path / "{epoch}.keras", tmp_path / "3.keras"
+    model, ema = reused.dense(), SwitchEMA(0.8, switch_every_epochs=2)
+    checkpoint = keras.callbacks.ModelCheckpoint(path)
+    fit(model, ema, checkpoint, epochs=5, shuffle=False)
+    again = SwitchEMA(0.8, switch_every_epochs=2)
+    resumed = compiled(models.dense())
+    resume(resumed, backup, [again])
+    fit(resumed, again, epochs=5, initial_epoch=3, shuffle=False)
+    assert equal(again.get_weights(), ema.get_weights())
+    ema.restore()
+    again.restore()
+    assert equal(resumed.get_weights(), model.get_weights())
 
 
 def test_switch_ema_does_not_write_moving_statistics():
