@@ -45,9 +45,9 @@ class WeightAveraging(ManualAveraging):
 
     Example:
 
-    A schedule defines `coefficient`, here
-    `(eta + 1) / (n + eta)` for the n-th step, the polynomial-decay average of
-    Shamir and Zhang:
+    A schedule is a frozen dataclass that defines `coefficient`, here
+    `(eta + 1) / (n + eta)` for the n-th step, as in the polynomial-decay
+    average of Shamir and Zhang:
 
     >>> from dataclasses import dataclass
     >>> from keras_wavg import WeightAveraging
@@ -101,7 +101,7 @@ class WeightAveraging(ManualAveraging):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restore the raw weights and prepare to count."""
-        self._list = self._join_list()
+        self._list = self._checked_list()
         if self._list is not None:
             move_forward(self, self._list.callbacks, behind=self._is_behind)
         messages.warn_of_ema_of_keras(self)
@@ -130,7 +130,7 @@ class WeightAveraging(ManualAveraging):
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Swap the average in."""
-        caller = self._join_list()
+        caller = self._checked_list()
         self._before.pop(caller or self, None)
         if self._is_of_fit(caller):
             self._model_average.end_epoch()
@@ -167,7 +167,7 @@ class WeightAveraging(ManualAveraging):
             messages.warn_of_no_average(self, self._model_average)
         self._model_average.end_fit()
 
-    def _join_list(self) -> Any:
+    def _checked_list(self) -> Any:
         """The list that calls the hooks, after a check of its callbacks."""
         found = calling_list(self)
         if found is not None:
