@@ -63,8 +63,7 @@ def greedy_soup(
             `batch_norm_data` to use. Required for endless data. Defaults to
             `None`, all.
         mode: String, `"max"` if a higher score is better, `"min"` if a lower
-            score is better, or `"auto"`, which is `"max"`, as a score is the
-            better the higher it is. Pass `"min"` for a loss. Defaults to
+            score is better, as for a loss. `"auto"` is `"max"`. Defaults to
             `"auto"`.
         overwrite: Boolean, whether to replace an existing file. Defaults to
             `False`.
