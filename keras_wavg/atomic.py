@@ -37,7 +37,7 @@ def replacing(
     removed.
 
     Args:
-        path: `str` or `path`-like. If it is a link, its target is replaced.
+        path: String or path-like. If it is a link, its target is replaced.
         overwrite: Boolean, whether to replace existing files. They keep their
             mode. Defaults to `True`.
 

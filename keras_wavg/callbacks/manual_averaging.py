@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import keras
 import numpy
 
-from keras_wavg import arguments
+from keras_wavg import arguments, swapping
 from keras_wavg.arguments import Include
 from keras_wavg.atomic import replacing
 from keras_wavg.averaged_weights import AveragedWeights, preserved_weights
@@ -105,7 +105,8 @@ class ManualAveraging(keras.callbacks.Callback, abc.ABC):
         counted = (
             "samples" if self._plan.method.counts_samples else "optimizer steps"
         )
-        place = ", in the model" if averaged.may_be_in_model() else ""
+        owners = swapping.owners(self.model.weights)
+        place = ", in the model" if averaged in owners else ""
         return f"average of {averaged.steps} {counted}{place}"
 
     def set_model(self, model: Any) -> None:

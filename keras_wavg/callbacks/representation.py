@@ -4,7 +4,7 @@ import inspect
 import os
 from typing import Any
 
-_SHOWN = (bool, int, float, str, tuple, os.PathLike)
+_SHOWN = (bool, int, float, str, os.PathLike)
 
 
 def settings(callback: Any) -> str:
@@ -40,8 +40,13 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _equals(value: Any, default: Any) -> bool:
-    return isinstance(value, _SHOWN) and value == default
+    return _is_shown(value) and value == default
 
 
 def _short(value: Any) -> str:
-    return repr(value) if isinstance(value, _SHOWN) else type(value).__name__
+    return repr(value) if _is_shown(value) else type(value).__name__
+
+
+def _is_shown(value: Any) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(part, _SHOWN) for part in parts)

@@ -37,13 +37,13 @@ def average_checkpoints(
     in blocks, never as a whole, and Keras is not imported.
 
     Args:
-        filepaths: Sequence of `str` or `path`-like, checkpoints of models of
+        filepaths: Sequence of strings or paths, checkpoints of models of
             one architecture. Either files, each a `.weights.h5`, a sharded
             `.weights.json` or a `.keras`. Or Orbax directories, as
             `keras.callbacks.OrbaxCheckpoint` writes them, which need
             `tensorstore`: of one step, or of all steps, of which the latest is
             averaged. A string may be a URL.
-        output_filepath: `str` or `path`-like, the file to write, in any of
+        output_filepath: String or path-like, the file to write, in any of
             these formats. A `.keras` file gets the config of the last `.keras`
             file in `filepaths`. For Orbax checkpoints it may be a directory:
             that of a step if its name is a number, or else the parent of one,

@@ -49,7 +49,7 @@ class CheckpointOpener:
         """Context with an open checkpoint.
 
         Args:
-            filepath: `str` or `path`-like, a file with one of `SUFFIXES`, or an
+            filepath: String or path-like, a file with one of `SUFFIXES`, or an
                 Orbax directory.
 
         Yields:

@@ -95,10 +95,10 @@ def diff_checkpoints(
     """Compare the weights of two checkpoints.
 
     Args:
-        filepath: `str` or `path`-like, a `.weights.h5`, sharded
+        filepath: String or path-like, a `.weights.h5`, sharded
             `.weights.json` or `.keras` file, an Orbax directory, or the URL of
             one of these.
-        other_filepath: `str` or `path`-like, the checkpoint to compare with.
+        other_filepath: String or path-like, the checkpoint to compare with.
         verbose: `"auto"`, 0 or 1, whether to show a progress bar on standard
             error. `"auto"` shows it on a terminal. Defaults to `"auto"`.
 

@@ -99,7 +99,7 @@ def inspect_checkpoint(
     """Describe the contents of a checkpoint.
 
     Args:
-        filepath: `str` or `path`-like, a `.weights.h5`, sharded
+        filepath: String or path-like, a `.weights.h5`, sharded
             `.weights.json` or `.keras` file, an Orbax directory, or the URL of
             one of these.
         verbose: `"auto"`, 0 or 1, whether to show a progress bar on standard

@@ -105,7 +105,7 @@ def select_checkpoints(
     """Select checkpoints of a directory by epoch or by a metric.
 
     Args:
-        directory: `str` or `path`-like, a directory of files named by
+        directory: String or path-like, a directory of files named by
             `keras.callbacks.ModelCheckpoint`, or of steps written by
             `keras.callbacks.OrbaxCheckpoint`, which count as epochs. With
             `save_freq="epoch"` these start at 0.
@@ -124,7 +124,7 @@ def select_checkpoints(
         pattern: String, the `filepath` that `ModelCheckpoint` received, with or
             without its directory. Defaults to `None`: names end in `{epoch}` or
             `{epoch}-{metric}`, followed by the suffix.
-        csv_log: `str` or `path`-like, the file of a `CSVLogger` to read the
+        csv_log: String or path-like, the file of a `CSVLogger` to read the
             metric from. Defaults to `None`: the metric is read from the file
             names or from the metrics saved with Orbax steps, which
             `keras.callbacks.OrbaxCheckpoint` does not save.

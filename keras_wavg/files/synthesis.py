@@ -118,11 +118,11 @@ def synthesize(
     with negative coefficients. Measure them with `keras_wavg.update_bn`.
 
     Args:
-        filepaths: Sequence of `str` or `path`-like, the snapshots: files of
+        filepaths: Sequence of strings or paths, the snapshots: files of
             `PowerEMA(snapshot_dir=...)`, averages saved by `save_weights`,
             which contain their profile, or checkpoints of a compiled model,
             whose optimizer contains the step.
-        output_filepath: `str` or `path`-like, the file to write. See
+        output_filepath: String or path-like, the file to write. See
             `average_checkpoints`.
         target: `Profile` of the average, at the last step of the snapshots.
             Exactly one of `target`, `sigma_rel` and `decay` is required.
@@ -236,9 +236,9 @@ def sweep(
     warning.
 
     Args:
-        filepaths: Sequence of `str` or `path`-like, the snapshots. See
+        filepaths: Sequence of strings or paths, the snapshots. See
             `synthesize`.
-        output_dir: `str` or `path`-like, the directory for the files
+        output_dir: String or path-like, the directory for the files
             `sigma_<width>.weights.h5`. It is created if it is missing.
         sigma_rels: Sequence of floats, the relative widths.
         score: Function from the path of a `.weights.h5` file to a number, or to

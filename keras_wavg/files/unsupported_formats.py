@@ -95,7 +95,7 @@ def identify_format(path: str | os.PathLike[str]) -> UnsupportedFormat | None:
     """Recognize the format of a file that is not supported.
 
     Args:
-        path: `str` or `path`-like, a path or URL.
+        path: String or path-like, a path or URL.
 
     Returns:
         An `UnsupportedFormat`, or `None` if it is not recognized.

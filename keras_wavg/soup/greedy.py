@@ -46,11 +46,11 @@ def greedy_soup(
     as far as memory allows, so most are read from disk only once.
 
     Args:
-        filepaths: Sequence of `str` or `path`-like, the checkpoints. See
+        filepaths: Sequence of strings or paths, the checkpoints. See
             `average_checkpoints`.
         score: Function from the path of a checkpoint to a number. With `model`,
             from the model with the weights loaded.
-        output_filepath: `str` or `path`-like, the file to write. See
+        output_filepath: String or path-like, the file to write. See
             `average_checkpoints`.
         model: A built Keras model to load the weights into. It ends up with the
             weights of the soup, or with its previous weights after an error.

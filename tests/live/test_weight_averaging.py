@@ -109,6 +109,13 @@ def test_repr_names_the_settings_that_are_not_defaults():
     assert "batch_norm_data=ndarray" in shown
 
 
+@pytest.mark.parametrize("data", [(X, Y), [X, Y], {"x": X}, (X,), ((X, Y),)])
+def test_repr_does_not_show_the_elements_of_data(data):
+    kind = type(data).__name__
+    expected = f"<EMA(name='ema', batch_norm_data={kind}): no model>"
+    assert repr(EMA(batch_norm_data=data)) == expected
+
+
 @pytest.mark.parametrize("average", ALL, ids=lambda a: a.name)
 def test_repr_is_one_line(average):
     assert len(repr(average).splitlines()) == 1
@@ -120,7 +127,10 @@ def test_repr_says_what_the_model_holds():
     assert repr(ema).endswith(": no average yet>")
     fit(model, ema, swa)
     assert repr(ema).endswith(": average of 12 optimizer steps, in the model>")
-    assert ": average of 2 samples" in repr(swa)
+    assert repr(swa).endswith(": average of 2 samples>")
+    with swa.applied():
+        assert repr(swa).endswith(": average of 2 samples, in the model>")
+        assert repr(ema).endswith(": average of 12 optimizer steps>")
     ema.restore()
     assert repr(ema).endswith(": average of 12 optimizer steps>")
     copied = pickle.loads(pickle.dumps(ema))  # noqa: S301
