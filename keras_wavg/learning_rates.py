@@ -4,7 +4,6 @@ These schedules keep the learning rate high, or make it cyclic, as in the papers
 of the averages.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias
@@ -14,6 +13,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_wavg import arguments
+from keras_wavg.representation import settings
 
 Tensor = Any
 Rate: TypeAlias = float | LearningRateSchedule
@@ -58,12 +58,8 @@ class _ScheduleAfterAnother(LearningRateSchedule):
         return cls(**{**config, "before": before})
 
     def __repr__(self) -> str:
-        changed = [
-            f"{parameter.name}={_repr(value)}"
-            for parameter in inspect.signature(type(self)).parameters.values()
-            if (value := getattr(self, parameter.name)) != parameter.default
-        ]
-        return f"{type(self).__name__}({', '.join(changed)})"
+        # The schedules of Keras have no `repr`.
+        return settings(self, shown=(_ScheduleAfterAnother,))
 
 
 @keras.saving.register_keras_serializable(package="keras_wavg")
@@ -371,11 +367,3 @@ def _one_of(choices: tuple[str, ...], name: str, value: Any) -> str:
             f"`{name}` must be one of {choices}. Received: {name}={value!r}"
         )
     return str(value)
-
-
-def _repr(value: Any) -> str:
-    # The schedules of Keras have no `repr`.
-    is_of_keras = isinstance(value, LearningRateSchedule) and not isinstance(
-        value, _ScheduleAfterAnother
-    )
-    return type(value).__name__ if is_of_keras else repr(value)

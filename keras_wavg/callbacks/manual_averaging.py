@@ -18,11 +18,11 @@ from keras_wavg.averaged_weights import AveragedWeights, preserved_weights
 from keras_wavg.averages.base import Method
 from keras_wavg.backend import require_readable
 from keras_wavg.callbacks import messages
-from keras_wavg.callbacks.representation import settings
 from keras_wavg.callbacks.statistics import measured_statistics
 from keras_wavg.model_average import ModelAverage
 from keras_wavg.plan import Plan
 from keras_wavg.profile import ATTRIBUTE, Profile
+from keras_wavg.representation import settings
 from keras_wavg.sampling import Sampling
 from keras_wavg.saving import attach, is_attached, save_weights_alone
 
@@ -325,6 +325,11 @@ class ManualAveraging(keras.callbacks.Callback, abc.ABC):
             averaged.require_current()
             if not averaged.is_in_model():
                 averaged.apply()
+
+    def _measure(self) -> None:
+        """Measure the statistics of the weights in the model, if requested."""
+        if self._statistics is not None:
+            self._statistics.measure(self.model)
 
     def _measure_if_needed(self) -> None:
         averaged = self._averaged

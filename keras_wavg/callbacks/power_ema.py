@@ -189,8 +189,7 @@ class PowerEMA(WeightAveraging):
             return
         averaged = self._required_average()
         with averaged.applied(averaged.averages.read(index)):
-            if self._statistics is not None:
-                self._statistics.measure(self.model)
+            self._measure()
             yield
 
     def _contexts(self) -> dict[str, Callable[[], Any]]:

@@ -120,8 +120,7 @@ class SWAG(EpochAveraging):
         self._require_samples(averaged.steps)
         factor = arguments.number("scale", scale, at_least=0)
         with averaged.applied(averaged.averages.sample(factor, seed)):
-            if self._statistics is not None:
-                self._statistics.measure(self.model)
+            self._measure()
             yield
 
     def predict(

@@ -16,7 +16,7 @@ PACKAGE = Path(keras_wavg.__file__).parent
 BACKENDS = {"jax", "tensorflow", "torch"}
 
 # Shared by the code for training and the code for files.
-NEUTRAL = "arguments atomic horizon profile schedules system"
+NEUTRAL = "arguments atomic horizon profile representation schedules system"
 # What packages and modules may import, besides those of the same row and the
 # standard library. A module of this package must be in a row above. Add a new
 # module here, unless it is in a package, which has one entry.
