@@ -69,6 +69,12 @@ def synchronized_moments(layer: Any, inputs: Any, mask: Any) -> Any:
     return layer._moments(inputs, mask)
 
 
+def rematerialization(layer: Any) -> dict[str, Any]:
+    """The private attribute of a layer that was made in a `RematScope`."""
+    own = vars(layer)
+    return {k: own[k] for k in ("_remat_mode",) if own.get(k) is not None}
+
+
 class NoDonation:
     """Mixin of a model whose weights `predict` on JAX does not donate.
 

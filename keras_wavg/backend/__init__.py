@@ -129,6 +129,18 @@ def paths_without_parameters(model: Any) -> list[str]:
     return paths
 
 
+def normalization_modules(layer: Any) -> dict[str, Any]:
+    """The batch normalizations of torch in a layer, by name."""
+    function: Any = getattr(_module(), "normalization_modules", lambda _: {})
+    modules: dict[str, Any] = function(layer)
+    return modules
+
+
+def traced_function() -> Any:
+    """What identifies the function that the backend is tracing, if any."""
+    return getattr(_module(), "traced_function", lambda: None)()
+
+
 def require_readable(model: Any) -> None:
     """Refuse to read weights that are sharded across processes.
 

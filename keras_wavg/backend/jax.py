@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy
 
@@ -50,6 +51,12 @@ def _with_sharding_of(like: jax.Array, value: Any) -> jax.Array:
     if spans_processes(like) and not spans_processes(value):
         return from_local_part(numpy.asarray(value), like.sharding, like.shape)
     return jax.device_put(value, like.sharding)
+
+
+def traced_function() -> Any:
+    """What identifies the function that JAX is tracing."""
+    function = getattr(jax.extend.core, "get_opaque_trace_state", None)
+    return function and function(convention="flax")
 
 
 def device_copies(variables: Sequence[Any]) -> list[jax.Array]:

@@ -7,6 +7,11 @@ import numpy
 import tensorflow as tf
 
 
+def traced_function() -> Any:
+    """The graph of the function that TensorFlow is tracing."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
 def device_copies(variables: Sequence[Any]) -> list[tf.Tensor]:
     """Copies of the values of Keras variables, on their devices."""
     return [tf.identity(variable.value) for variable in variables]

@@ -70,6 +70,18 @@ def paths_without_parameters(model: Any) -> list[str]:
     return [weight.path for weight in weights if id(weight.value) not in known]
 
 
+def normalization_modules(layer: Any) -> dict[str, Any]:
+    """The modules in a `TorchModuleWrapper` that have moving statistics."""
+    if not isinstance(layer, keras.layers.TorchModuleWrapper):
+        return {}
+    return {
+        name: module
+        for name, module in layer.module.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+    }
+
+
 def device_copies(variables: Sequence[Any]) -> list[torch.Tensor]:
     """Copies of the values of Keras variables, on their devices."""
     return [variable.value.detach().clone() for variable in variables]

@@ -1,18 +1,23 @@
 """Computes the statistics of the inputs of layers in a batch."""
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_wavg.backend import traced_function
+from keras_wavg.batchnorm.normalization import replaced
 from keras_wavg.keras_private import (
     NoDonation,
-    reduction_axes,
-    synchronized_moments,
+    flattened_layers,
+    rematerialization,
 )
+
+_LOOPS = keras.layers.RNN, keras.layers.TimeDistributed
 
 
 class BatchStatistics(NoDonation, keras.Model):
@@ -20,6 +25,13 @@ class BatchStatistics(NoDonation, keras.Model):
 
     It is a model because `predict` accepts any data, compiles, distributes,
     shows the progress, and concatenates.
+
+    Args:
+        model: A built Keras model.
+        layers: List of `Normalization`s of the model.
+
+    Attributes:
+        reason: What `call` cannot do at the moment, the message of an error.
     """
 
     def __init__(self, model: Any, layers: Sequence[Any]) -> None:
@@ -28,43 +40,97 @@ class BatchStatistics(NoDonation, keras.Model):
         )
         self.measured_model = model
         self.recorded = _Recorded()
-        self.channels = {id(v): v.moving_mean.shape[0] for v in layers}
-        self.running = ""
+        self.channels = [layer.variables[0].shape[0] for layer in layers]
+        self.paths = [layer.path for layer in layers]
+        self.reason = ""
         self.built = True
         if model.compiled:
             self.run_eagerly = model.run_eagerly
             if not model.jit_compile:
                 self.jit_compile = False
+        if _has_loop_over(model, layers):
+            # A compiled loop would not return the statistics of its steps.
+            self.run_eagerly, self.jit_compile = True, False
 
     def call(self, inputs: Any) -> list[Any]:
         """Run the model, and return an array per layer."""
-        self.running = str(keras.tree.map_structure(_shape, inputs))
-        self.recorded.by_layer = {layer: [] for layer in self.channels}
+        self.reason = (
+            "The model must accept the batches of `data`. Received: inputs of "
+            f"shape {keras.tree.map_structure(_shape, inputs)}"
+        )
+        self.recorded.by_layer = [[] for _ in self.channels]
+        self.recorded.function = traced_function()
         self.measured_model(inputs, training=False)
-        self.running = ""
+        self.reason = ""
         return [
             _replicated(ops.stack(statistics))
-            if (statistics := self.recorded.by_layer[layer])
+            if statistics
             else ops.zeros((0, 4, channels))
-            for layer, channels in self.channels.items()
+            for statistics, channels in zip(
+                self.recorded.by_layer, self.channels, strict=True
+            )
         ]
+
+    @contextlib.contextmanager
+    def recorded_call(self, index: int, statistics: Any) -> Iterator[None]:
+        """Context of a call of a layer, whose statistics are recorded."""
+        reason = self.reason
+        if traced_function() != self.recorded.function:
+            self.reason = self._refusal(
+                index,
+                "must not be called in `keras.ops.cond`, `scan` or other"
+                " functions that the backend transforms",
+            )
+            raise ValueError(self.reason)
+        self.recorded.by_layer[index].append(statistics)
+        self.reason = self._refusal(
+            index, "must accept tensors as its moving statistics in inference"
+        )
+        yield
+        self.reason = reason
+
+    def _refusal(self, index: int, rule: str) -> str:
+        return (
+            f"`BatchNormalization` {rule}. Received: layer "
+            f"'{self.paths[index]}'. To keep its statistics, freeze it with "
+            "`layer.trainable = False`."
+        )
 
 
 @contextlib.contextmanager
 def recording(layers: Sequence[Any], model: BatchStatistics) -> Iterator[None]:
     """Context in which layers record the statistics of their inputs."""
     with contextlib.ExitStack() as stack:
-        for layer in layers:
-            call = _recording_call(layer, model.recorded)
-            stack.enter_context(_replaced(layer, call=call))
+        for layer in flattened_layers(model.measured_model):
+            stack.enter_context(_called_directly(layer))
+        for index, layer in enumerate(layers):
+            stack.enter_context(
+                layer.recorded(functools.partial(model.recorded_call, index))
+            )
         yield
+
+
+def _called_directly(layer: Any) -> contextlib.AbstractContextManager[None]:
+    """Context in which no function is transformed to call the layer."""
+    attributes: dict[str, Any] = dict.fromkeys(rematerialization(layer))
+    if isinstance(layer, keras.layers.RNN):
+        attributes["unroll"] = True
+    return replaced(vars(layer), **attributes)
 
 
 class _Recorded(threading.local):
     """Statistics by layer. TensorFlow runs each replica in a thread."""
 
     def __init__(self) -> None:
-        self.by_layer: dict[int, list[Any]] = {}
+        self.by_layer: list[list[Any]] = []
+        self.function: Any = None
+
+
+def _has_loop_over(model: Any, layers: Sequence[Any]) -> bool:
+    """Whether Keras calls a layer in a loop over time steps."""
+    loops = [v for v in flattened_layers(model) if isinstance(v, _LOOPS)]
+    inside = {id(layer) for loop in loops for layer in flattened_layers(loop)}
+    return any(layer.identity in inside for layer in layers)
 
 
 def _replicated(statistics: Any) -> Any:
@@ -80,69 +146,3 @@ def _replicated(statistics: Any) -> Any:
 
 def _shape(array: Any) -> Any:
     return tuple(getattr(array, "shape", ()))
-
-
-def _recording_call(layer: Any, recorded: _Recorded) -> Callable[..., Any]:
-    """The layer's `call` with statistics of the batch, which are recorded."""
-    call = layer.call
-
-    def recording_call(
-        inputs: Any, *_: Any, mask: Any = None, **__: Any
-    ) -> Any:
-        statistics = _statistics(layer, inputs, mask)
-        recorded.by_layer[id(layer)].append(statistics)
-        mean, _, variance, _ = ops.unstack(statistics)
-        if getattr(layer, "synchronized", False):
-            mean, variance = synchronized_moments(
-                layer, ops.cast(inputs, mean.dtype), mask
-            )
-        # In inference mode the layer uses its moving statistics: no variable
-        # needs to be assigned, and renormalization has no effect.
-        with _replaced(layer, moving_mean=mean, moving_variance=variance):
-            return call(inputs, training=False, mask=mask)
-
-    return recording_call
-
-
-@contextlib.contextmanager
-def _replaced(layer: Any, **attributes: Any) -> Iterator[None]:
-    """Context in which attributes of a layer are replaced, not tracked."""
-    own = vars(layer)
-    before = {name: own[name] for name in attributes.keys() & own.keys()}
-    own.update(attributes)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            del own[name]
-        own.update(before)
-
-
-def _statistics(layer: Any, inputs: Any, mask: Any) -> Any:
-    """Mean, its rounding error, biased variance and count per channel."""
-    dtype = keras.backend.result_type(inputs.dtype, "float32")
-    inputs = ops.cast(inputs, dtype)
-    is_used = ops.ones_like(inputs, dtype="bool")
-    if mask is not None:
-        is_used = ops.logical_and(is_used, ops.expand_dims(mask, -1))
-    axes = reduction_axes(layer)
-    count = ops.cast(_sum(ops.cast(is_used, "int32"), axes), dtype)
-
-    def mean_of(values: Any) -> Any:
-        total = _sum(ops.where(is_used, values, 0), axes)
-        return total / ops.maximum(count, 1)
-
-    mean = mean_of(inputs)
-    error = mean_of(inputs - mean)
-    variance = mean_of(ops.square(inputs - mean)) - ops.square(error)
-    variance = ops.maximum(variance, 0)
-    rows = (mean, error, variance, count)
-    return ops.stack([ops.reshape(row, (-1,)) for row in rows])
-
-
-def _sum(values: Any, axes: list[int]) -> Any:
-    # Axis by axis: TensorFlow adds sequentially, and the sum over all axes of
-    # images would lose half of the digits.
-    for axis in axes:
-        values = ops.sum(values, axis, keepdims=True)
-    return values

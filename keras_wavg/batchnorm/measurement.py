@@ -16,10 +16,15 @@ from keras_wavg.backend import (
     sync_weights,
 )
 from keras_wavg.batchnorm.batch_statistics import BatchStatistics, recording
-from keras_wavg.batchnorm.moments import moments_function
+from keras_wavg.batchnorm.moments import Moments, moments_function
+from keras_wavg.batchnorm.normalization import (
+    Normalization,
+    modules_of_torch,
+)
 from keras_wavg.keras_private import flattened_layers
 
 _BATCH_SIZE = 32
+_OF_KERAS = keras.layers.BatchNormalization
 
 
 def update_bn(
@@ -45,6 +50,12 @@ def update_bn(
     model does not change if an error occurs. Frozen layers (`trainable=False`)
     keep their statistics and normalize with them. A layer that the model calls
     with `training=False` is measured unless it is frozen.
+
+    Subclasses, shared and nested layers, layers in a `keras.RematScope` and in
+    the cell of a `keras.layers.RNN` are measured too, and on torch the
+    normalizations in a `keras.layers.TorchModuleWrapper`. The statistics of
+    these are buffers, not weights: swapping an average out does not restore
+    them.
 
     `EMA` averages the moving statistics too, which fit the averaged weights
     well.
@@ -82,7 +93,9 @@ def update_bn(
         ValueError: If the model has no trainable `BatchNormalization`, is not
             built, or cannot be called on a batch; if there is no batch, or
             fewer than `steps`; if no data reaches a layer, or its statistics
-            are not finite; or if an argument is out of its range.
+            are not finite; if a layer is called in a function that the backend
+            transforms, such as `keras.ops.cond`; or if an argument is out of
+            its range.
 
     References:
         - [Izmailov et al., 2018](https://arxiv.org/abs/1803.05407), section 3.2
@@ -106,7 +119,7 @@ class Measurement:
     """
 
     def __init__(self, model: Any) -> None:
-        self._layers = _trainable_normalizations(model)
+        self._layers = _normalizations(model)
         self._identity = _identity(model)
         self._model = model
         with self._strategy_scope():
@@ -119,11 +132,7 @@ class Measurement:
     @property
     def variables(self) -> list[Any]:
         """The variables that `update` assigns."""
-        return [
-            getattr(layer, name)
-            for layer in self._layers
-            for name in _names(layer)
-        ]
+        return [v for layer in self._layers for v in layer.variables]
 
     def update(
         self,
@@ -150,7 +159,7 @@ class Measurement:
             [
                 assignment
                 for layer, rows in zip(self._layers, measured, strict=True)
-                for assignment in _assignments(layer, *moments(layer, rows))
+                for assignment in _assignments(layer, moments(layer, rows))
             ]
         )
         # They belong to the average in the model, if there is one.
@@ -169,16 +178,13 @@ class Measurement:
             return self._predict(data)
 
     def _predict(self, data: dict[str, Any]) -> list[numpy.ndarray]:
-        self._statistics.running = ""
+        self._statistics.reason = ""
         try:
             return self._statistics.predict(**data)
         except Exception as error:
-            if not self._statistics.running:
+            if not self._statistics.reason:
                 raise
-            raise ValueError(
-                "The model must accept the batches of `data`. "
-                f"Received: inputs of shape {self._statistics.running}"
-            ) from error
+            raise ValueError(self._statistics.reason) from error
 
     def _strategy_scope(self) -> Any:
         # TensorFlow refuses a model inside a model of another strategy.
@@ -186,37 +192,40 @@ class Measurement:
         return strategy.scope() if strategy else contextlib.nullcontext()
 
 
-def _trainable_normalizations(model: Any) -> list[Any]:
-    layers = [
-        layer
-        for layer in flattened_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
-    ]
+def _normalizations(model: Any) -> list[Any]:
+    """The trainable normalizations of a model.
+
+    Raises:
+        ValueError: If the model has none, or is not built.
+    """
     is_model = isinstance(model, keras.Model)
-    if not is_model or not all(layer.built for layer in [model, *layers]):
+    layers = flattened_layers(model) if is_model else []
+    layers = [layer for layer in layers if layer.trainable]
+    found = [layer for layer in layers if isinstance(layer, _OF_KERAS)]
+    if not is_model or not all(layer.built for layer in [model, *found]):
         raise ValueError(
             f"`model` must be a built Keras model. Received: model={model!r}. "
             "Call it on a batch or call `model.build(input_shape)` first."
         )
-    if not layers:
+    normalizations = [*map(Normalization, found), *modules_of_torch(model)]
+    if not normalizations:
         raise ValueError(
             "The model must have a trainable `BatchNormalization` layer: the "
             "statistics of frozen layers do not change. Received: "
             f"model={model!r}"
         )
-    return layers
+    return normalizations
 
 
 def _identity(model: Any) -> list[Any]:
     """The properties of a model that a compiled pass depends on."""
     compiled = model.compiled and (model.run_eagerly, model.jit_compile)
     weights = model.trainable_variables, model.non_trainable_variables
-    layers = _trainable_normalizations(model)
     return [
         id(model),
         compiled,
-        *([id(part) for part in parts] for parts in (*weights, layers)),
+        *([id(variable) for variable in variables] for variables in weights),
+        [layer.identity for layer in _normalizations(model)],
     ]
 
 
@@ -254,21 +263,9 @@ class _RequireBatches(keras.callbacks.Callback):
             )
 
 
-def _assignments(
-    layer: Any, mean: numpy.ndarray, variance: numpy.ndarray
-) -> list[tuple[Any, Any]]:
-    stddev = numpy.sqrt(variance + layer.epsilon)
-    values = (mean, variance, stddev, mean, stddev)
-    return [
-        (getattr(layer, name), _finite(getattr(layer, name), value))
-        for name, value in zip(_names(layer), values, strict=False)
-    ]
-
-
-def _names(layer: Any) -> list[str]:
-    renorm = ["moving_stddev", "renorm_mean", "renorm_stddev"]
-    has_renorm = getattr(layer, "renorm", False)
-    return ["moving_mean", "moving_variance", *(renorm if has_renorm else [])]
+def _assignments(layer: Any, moments: Moments) -> list[tuple[Any, Any]]:
+    pairs = zip(layer.variables, layer.values(*moments), strict=True)
+    return [(variable, _finite(variable, value)) for variable, value in pairs]
 
 
 def _finite(variable: Any, value: numpy.ndarray) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from keras_wavg.backend import paths_without_parameters
+from keras_wavg.batchnorm import modules_of_torch
 from keras_wavg.callbacks.callback_list import calling_list
 from keras_wavg.model_average import ModelAverage
 from keras_wavg.warning import warn
@@ -126,6 +127,19 @@ def warn_of_ema_of_keras(callback: Any) -> None:
             f"`{_class(callback)}`: the optimizer overwrites the weights with "
             "its own average when `fit` ends. Received: "
             f"optimizer={type(inner).__name__}(use_ema=True).",
+        )
+
+
+def warn_of_buffers(callback: Any) -> None:
+    """Warn of moving statistics that Keras does not know as weights."""
+    modules = modules_of_torch(callback.model)
+    if modules:
+        warn(
+            f"`{_class(callback)}` averages only weights of the model. "
+            f"Received: {len(modules)} normalizations of torch (the first is "
+            f"'{modules[0].path}'), whose moving statistics are buffers and "
+            "belong to the raw weights. Call `update_bn(model, data)` while "
+            "the average is in the model.",
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
-from keras_wavg.batchnorm import Measurement
+from keras_wavg.batchnorm import Measurement, modules_of_torch
 from keras_wavg.included import averaged_variables
 
 
@@ -41,6 +41,13 @@ class MeasuredStatistics:
             ValueError: If the model has none, or if `include` excludes some.
         """
         variables = self._of(model).variables
+        if modules := modules_of_torch(model):
+            raise ValueError(
+                "With `batch_norm_data`, all moving statistics must be weights "
+                "of the model. Received: buffers of the module "
+                f"'{modules[0].path}'. Call `update_bn(model, data)` while the "
+                "average is in the model instead."
+            )
         averaged = averaged_variables(model, include)
         missing = {id(v) for v in variables} - {id(v) for v in averaged}
         if missing:

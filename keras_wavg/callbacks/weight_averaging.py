@@ -110,6 +110,7 @@ class WeightAveraging(ManualAveraging):
         self._model_average.start_fit((self.params or {}).get("steps"))
         if self._statistics is not None and self.model.built:
             self._statistics.variables(self.model, self.include)
+        messages.warn_of_buffers(self)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Restore the raw weights."""

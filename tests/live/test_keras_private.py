@@ -61,6 +61,13 @@ def test_batch_normalization_returns_the_moments_over_all_replicas():
     assert received == pytest.approx(X.mean(axis=0), abs=1e-6)
 
 
+def test_a_layer_knows_that_it_is_rematerialized():
+    assert keras_private.rematerialization(keras.layers.Dense(1)) == {}
+    with keras.RematScope(mode="full"):
+        layer = keras.layers.Dense(1)
+    assert keras_private.rematerialization(layer), MISSING
+
+
 @on_jax
 def test_the_jax_trainer_holds_the_current_weights():
     class RecordState(keras.callbacks.Callback):
