@@ -20,11 +20,9 @@ from keras_wavg.backend import (
 )
 from keras_wavg.clock import UpdateTime
 from keras_wavg.finite import indices_not_finite
-from keras_wavg.included import averaged_variables
 from keras_wavg.lora import merged_in_files, require_complete_layers
 from keras_wavg.plan import Plan
 from keras_wavg.state import State, holds_average
-from keras_wavg.warning import warn
 
 
 class AveragedWeights:
@@ -42,14 +40,15 @@ class AveragedWeights:
 
     Raises:
         ValueError: If `plan.include` matches no variable of the model, or only
-            some weights of a layer with LoRA.
+            some weights of a layer with LoRA, or if the target does not fit.
     """
 
     def __init__(self, model: Any, plan: Plan) -> None:
         # Weak, because the model holds this object, so that Keras saves it.
         self._model = weakref.ref(model)
         self._plan = plan
-        self._variables = averaged_variables(model, plan.include)
+        self._variables = plan.variables(model)
+        self._target = plan.target_variables(model)
         require_complete_layers(model, self._variables)
         # `Any`, because some methods have more than an `Accumulator`.
         self.averages: Any = plan.method.accumulator(self._variables)
@@ -78,7 +77,7 @@ class AveragedWeights:
 
     def is_current(self) -> bool:
         """Whether the averaged variables are still those of the model."""
-        variables = averaged_variables(self.model, self._plan.include)
+        variables = self._plan.variables(self.model)
         return [*map(id, variables)] == [*map(id, self._variables)]
 
     def has_all_weights_in_model(self) -> bool:
@@ -101,11 +100,25 @@ class AveragedWeights:
     def start(self) -> None:
         """Set the average to the current weights."""
         self.averages.start(self.model)
+        self._copy_to_target()
 
     def update(self, time: UpdateTime) -> None:
         """Update the average with the current weights."""
         self.measured = False
         self.averages.update(self.model, time)
+        self._copy_to_target()
+
+    def start_target(self) -> None:
+        """Set the target, before the first update, to the raw weights."""
+        if self._target and not self.exists:
+            sync_weights(self.model)
+            assign(self._target, self.averages.copies(self._variables))
+
+    def _copy_to_target(self) -> None:
+        if self._target:
+            # The trainer of JAX reads variables again only after this.
+            sync_weights(self.model)
+            assign(self._target, self.averages.read())
 
     def overwrite(self) -> None:
         """Set the trainable weights to their average."""
@@ -124,6 +137,7 @@ class AveragedWeights:
         """
         averages = self.with_values_of(variables, self.averages.read())
         self.averages.load(averages, self.counters)
+        self._copy_to_target()
         self.measured = True
 
     def with_values_of(
@@ -293,6 +307,7 @@ class AveragedWeights:
             self.averages.load_extra_arrays(
                 {k: self._in_order(arrays) for k, arrays in state.extra.items()}
             )
+        self._copy_to_target()
         self._load_raw(state)
 
     def _load_raw(self, state: State) -> None:
@@ -311,39 +326,3 @@ class AveragedWeights:
         return [
             sharded_like(arrays[i], v) for i, v in enumerate(self._variables)
         ]
-
-
-def restore_raw_weights(model: Any) -> None:
-    """Restore the raw weights of a model, whichever average it holds.
-
-    Args:
-        model: A built Keras model.
-    """
-    if not swapping.any_swapped(model.weights):
-        return
-    sync_weights(model)
-    for owner in swapping.owners(model.weights):
-        if owner.model is model and not owner.has_all_weights_in_model():
-            # The raw weights could be restored only in part.
-            swapping.forget(owner)
-            warn(
-                "The weights of the model were replaced (by `quantize`, `pop` "
-                "or a new layer) while they held an average. They are kept. "
-                "Call `restore()` before such a change.",
-            )
-    swapping.restore(model.weights)
-
-
-@contextlib.contextmanager
-def preserved_weights(model: Any) -> Iterator[None]:
-    """Context after which a model holds what it held on entry.
-
-    Args:
-        model: A Keras model.
-
-    Yields:
-        `None`.
-    """
-    sync_weights(model)
-    with swapping.preserved(model.weights), recovered_weights(model):
-        yield

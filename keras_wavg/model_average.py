@@ -11,7 +11,6 @@ from keras_wavg.averaged_weights import AveragedWeights
 from keras_wavg.averages.update_rule import Counters
 from keras_wavg.backend import sync_weights, to_tensor
 from keras_wavg.clock import StepClock
-from keras_wavg.included import averaged_variables
 from keras_wavg.plan import Plan
 from keras_wavg.state import VERSION, Counts, State, from_dict, require_finite
 from keras_wavg.warning import warn
@@ -63,6 +62,8 @@ class ModelAverage:
             self._restart()
         self.clock.start_fit(self.model, batches_in_epoch)
         self.start_if_due()
+        if self._plan.target is not None and self.model.built:
+            self._current_averaged().start_target()
 
     def end_fit(self) -> None:
         """Count only calls of `tick` from now on."""
@@ -153,7 +154,7 @@ class ModelAverage:
 
     def save_on_devices(self) -> dict[str, Any]:
         """The state as a flat dict of tensors, placed like the weights."""
-        variables = averaged_variables(self.model, self._plan.include)
+        variables = self._plan.variables(self.model)
 
         def convert(array: Any, index: int | None) -> Any:
             variable = None if index is None else variables[index]
@@ -163,7 +164,7 @@ class ModelAverage:
 
     def layout(self) -> Callable[[str], Any]:
         """Function from a key of `State.to_dict` to a tensor placed like it."""
-        variables = averaged_variables(self.model, self._plan.include)
+        variables = self._plan.variables(self.model)
         count = to_tensor(numpy.array(0), None, self.model)
 
         def like(key: str) -> Any:
@@ -187,7 +188,7 @@ class ModelAverage:
         """
         if not arrays:
             return None
-        variables = averaged_variables(self.model, self._plan.include)
+        variables = self._plan.variables(self.model)
         state = from_dict(arrays, variables, self._plan.method.extra_names)
         require_finite(state, variables)
         return state

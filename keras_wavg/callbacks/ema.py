@@ -79,6 +79,13 @@ class EMA(WeightAveraging):
             of a model must have different names. Defaults to `"ema"`.
         device: `None` to store the average on the device of each weight, or
             `"cpu"` to store it in host memory. Defaults to `None`.
+        target: A Keras model or layer, such as a teacher in the `train_step` of
+            the model, whose weights are set to the average after each update.
+            Its weights must have the names, shapes and order of the averaged
+            weights, and are not averaged themselves. Until the first update
+            it has the weights from the start of `fit`. On JAX it must be an
+            attribute of the model if a compiled step calls it. Defaults to
+            `None`.
         batch_norm_data: Data to measure the moving statistics of
             `BatchNormalization` with, before each evaluation of an average that
             has changed and at the end of `fit`. Anything that `update_bn`
@@ -113,8 +120,9 @@ class EMA(WeightAveraging):
 
     Raises:
         ValueError: If an argument is out of its range, if `include` matches no
-            weight, or if an average that starts from the weights before
-            training finds a model that is not built.
+            weight, if the weights of `target` do not fit or are trained, or if
+            an average that starts from the weights before training finds a
+            model that is not built.
 
     References:
         - [Polyak and Juditsky, 1992](https://doi.org/10.1137/0330046)
@@ -135,6 +143,7 @@ class EMA(WeightAveraging):
         swap: bool = True,
         name: str | None = None,
         device: str | None = None,
+        target: Any = None,
         batch_norm_data: Any = None,
         batch_norm_steps: int | None = None,
     ) -> None:
@@ -152,6 +161,7 @@ class EMA(WeightAveraging):
         super().__init__(
             Scheduled((schedule,), self.start_step, self.device),
             EverySteps(self.every_steps, self.start_step),
+            target=target,
             include=include,
             swap=swap,
             name=name,

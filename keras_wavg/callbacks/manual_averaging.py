@@ -14,7 +14,7 @@ import numpy
 from keras_wavg import arguments, swapping
 from keras_wavg.arguments import Include
 from keras_wavg.atomic import replacing
-from keras_wavg.averaged_weights import AveragedWeights, preserved_weights
+from keras_wavg.averaged_weights import AveragedWeights
 from keras_wavg.averages.base import Method
 from keras_wavg.backend import require_readable
 from keras_wavg.callbacks import messages
@@ -22,9 +22,11 @@ from keras_wavg.callbacks.statistics import measured_statistics
 from keras_wavg.model_average import ModelAverage
 from keras_wavg.plan import Plan
 from keras_wavg.profile import ATTRIBUTE, Profile
+from keras_wavg.raw_weights import preserved_weights
 from keras_wavg.representation import settings
 from keras_wavg.sampling import Sampling
 from keras_wavg.saving import attach, is_attached, save_weights_alone
+from keras_wavg.target import require_layer
 
 
 class AveragingOptions(TypedDict, total=False):
@@ -49,6 +51,7 @@ class ManualAveraging(keras.callbacks.Callback, abc.ABC):
         sampling: Sampling,
         *,
         overwriting: Sampling | None = None,
+        target: Any = None,
         include: Include = None,
         swap: bool = True,
         name: str | None = None,
@@ -63,8 +66,9 @@ class ManualAveraging(keras.callbacks.Callback, abc.ABC):
         self._statistics = measured_statistics(
             batch_norm_data, batch_norm_steps
         )
+        self.target = require_layer(target)
         self._plan = Plan(
-            self.name, method, sampling, self.include, overwriting
+            self.name, method, sampling, self.include, overwriting, target
         )
         self._reset()
 
@@ -81,6 +85,7 @@ class ManualAveraging(keras.callbacks.Callback, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy: the arguments, the average as arrays."""
+        messages.refuse_to_copy_a_target(self)
         new = object.__new__(type(self))
         new._reset()
         state = {k: v for k, v in vars(self).items() if k not in vars(new)}

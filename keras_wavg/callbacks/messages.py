@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from keras_wavg.backend import paths_without_parameters
+from keras_wavg.backend import name_of_backend, paths_without_parameters
 from keras_wavg.batchnorm import modules_of_torch
 from keras_wavg.callbacks.callback_list import calling_list
 from keras_wavg.model_average import ModelAverage
@@ -140,6 +140,35 @@ def warn_of_buffers(callback: Any) -> None:
             f"'{modules[0].path}'), whose moving statistics are buffers and "
             "belong to the raw weights. Call `update_bn(model, data)` while "
             "the average is in the model.",
+        )
+
+
+def warn_of_constant_target(callback: Any) -> None:
+    """Warn of a target that a compiled `train_step` of JAX may not update."""
+    model, target = callback.model, callback.target
+    if target is None or name_of_backend() != "jax" or model.run_eagerly:
+        return
+    known = {id(variable) for variable in model.variables}
+    if any(id(variable) not in known for variable in target.variables):
+        warn(
+            "On JAX, `target` must be an attribute of the model if its "
+            "`train_step` calls it: otherwise a compiled step keeps using the "
+            f"first weights. Received: target={target!r}, of which the model "
+            "does not have all weights. Write `model.target = target`.",
+        )
+
+
+def refuse_to_copy_a_target(callback: Any) -> None:
+    """Refuse to copy a callback whose target belongs to a model.
+
+    Raises:
+        ValueError: If the callback has a target.
+    """
+    if callback.target is not None:
+        raise ValueError(
+            f"`{_class(callback)}` with a `target` cannot be copied: the "
+            "target would no longer be part of the model. Received: target="
+            f"{callback.target!r}. Make a new callback for each model."
         )
 
 

@@ -4,10 +4,10 @@ import threading
 import weakref
 from typing import Any
 
-from keras_wavg.averaged_weights import restore_raw_weights
 from keras_wavg.callbacks import messages
 from keras_wavg.callbacks.callback_list import calling_list, move_forward
 from keras_wavg.callbacks.manual_averaging import ManualAveraging
+from keras_wavg.raw_weights import restore_raw_weights
 
 
 class WeightAveraging(ManualAveraging):
@@ -33,6 +33,8 @@ class WeightAveraging(ManualAveraging):
             enters the average.
         overwriting: A `keras_wavg.sampling.Sampling`, when the average is
             written into the trained weights. Defaults to `None`, never.
+        target: A Keras model or layer, or `None`. See `EMA`. Defaults to
+            `None`.
         include: String, function or `None`. See `EMA`. Defaults to `None`,
             every weight.
         swap: Boolean, whether the hooks swap the average in. Defaults to
@@ -111,6 +113,7 @@ class WeightAveraging(ManualAveraging):
         if self._statistics is not None and self.model.built:
             self._statistics.variables(self.model, self.include)
         messages.warn_of_buffers(self)
+        messages.warn_of_constant_target(self)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Restore the raw weights."""

@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "keras_private": "keras",
     "warning": "keras",
     "learning_rates": f"{NEUTRAL} keras",
-    "clock included state": f"{NEUTRAL} keras numpy",
+    "target": "keras",
+    "clock state": f"{NEUTRAL} keras numpy",
+    "included": "arguments target",
     "lora": "keras_private keras",
     "backend": "keras_private keras numpy jax tensorflow torch",
     "saving": "lora backend warning keras numpy h5py",
@@ -37,13 +39,14 @@ MAY_IMPORT = {
     "ensemble": "arguments backend keras numpy",
     "averages": f"{NEUTRAL} clock saving backend ensemble keras_private "
     "keras numpy jax tensorflow torch",
-    "plan": f"{NEUTRAL} sampling averages",
+    "plan": f"{NEUTRAL} sampling averages included target",
+    "raw_weights": "backend swapping warning",
     "batchnorm": "arguments keras_private backend swapping keras numpy",
     "averaged_weights model_average": "warning lora averages backend clock "
     "finite included plan state swapping keras numpy",
     "callbacks": f"{NEUTRAL} warning model_average averaged_weights "
-    "swapping included plan sampling saving backend averages batchnorm "
-    "ensemble keras numpy",
+    "swapping included plan raw_weights sampling saving target backend "
+    "averages batchnorm ensemble keras numpy",
     "plots": "arguments profile ensemble keras numpy matplotlib",
     "soup": "arguments files batchnorm ensemble",
     "cli": f"{NEUTRAL} __version__ files numpy typer",

@@ -1,0 +1,73 @@
+"""The weights of another model that are set to the average."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+
+def require_layer(target: Any) -> Any:
+    """The argument `target`.
+
+    Raises:
+        ValueError: If it is neither `None` nor a Keras model or layer.
+    """
+    if target is not None and not isinstance(target, keras.Layer):
+        raise ValueError(
+            "`target` must be a Keras model or layer, or `None`. Received: "
+            f"target={target!r}"
+        )
+    return target
+
+
+def target_variables(
+    target: Any, averaged: Sequence[Any], model: Any
+) -> list[Any]:
+    """The weights of a target, in the order of the averaged weights.
+
+    Args:
+        target: A Keras model or layer.
+        averaged: List of the averaged variables.
+        model: The trained model.
+
+    Raises:
+        ValueError: If the weights differ in number, name or shape, or if the
+            model trains the target.
+    """
+    variables = floating(target.weights)
+    if not target.built or _kinds(variables) != _kinds(averaged):
+        raise ValueError(
+            "`target` must be built and have the averaged weights, in the same "
+            f"order. Received: target={target!r} with {_listed(variables)}; "
+            f"averaged are {_listed(averaged)}. Choose the averaged weights "
+            "with `include`."
+        )
+    trained = {id(variable) for variable in model.trainable_variables}
+    if any(id(variable) in trained for variable in variables):
+        raise ValueError(
+            "`target` must not be trained. Received: a trainable part of the "
+            f"model, target={target!r}. Set `target.trainable = False` before "
+            "`compile`."
+        )
+    return variables
+
+
+def floating(variables: Sequence[Any]) -> list[Any]:
+    """The floating-point variables that can be averaged."""
+    return [
+        variable
+        for variable in variables
+        if keras.backend.is_float_dtype(variable.dtype)
+        # The scales of float8 training, which no optimizer updates.
+        and not getattr(variable, "overwrite_with_gradient", False)
+    ]
+
+
+def _kinds(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(variable.name, tuple(variable.shape)) for variable in variables]
+
+
+def _listed(variables: Sequence[Any]) -> str:
+    most = 3
+    kinds = [f"{name} {shape}" for name, shape in _kinds(variables[:most])]
+    return f"{len(variables)} weights ({', '.join(kinds)}, ...)"
