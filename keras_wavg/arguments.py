@@ -164,6 +164,17 @@ def repeatable(name: str, data: Any) -> Any:
     return data
 
 
+def batch_norm_steps(data: Any, steps: Any) -> int | None:
+    """The argument `batch_norm_steps`, beside `batch_norm_data`."""
+    if steps is not None and data is None:
+        raise ValueError(
+            "`batch_norm_steps` requires `batch_norm_data`. Received: "
+            f"batch_norm_steps={steps!r}, batch_norm_data=None"
+        )
+    repeatable("batch_norm_data", data)
+    return integer_or_none("batch_norm_steps", steps, at_least=1)
+
+
 def device(device: Any) -> str | None:
     """The argument `device`."""
     if device not in (None, "cpu"):

@@ -18,7 +18,7 @@ from keras_wavg.averaged_weights import AveragedWeights
 from keras_wavg.averages.base import Method
 from keras_wavg.backend import require_readable
 from keras_wavg.callbacks import messages
-from keras_wavg.callbacks.statistics import measured_statistics
+from keras_wavg.callbacks.statistics import MeasuredStatistics
 from keras_wavg.model_average import ModelAverage
 from keras_wavg.plan import Plan
 from keras_wavg.profile import ATTRIBUTE, Profile
@@ -62,9 +62,13 @@ class ManualAveraging(keras.callbacks.Callback, abc.ABC):
         self.swap = swap
         self.name = arguments.name(name, _snake_case(type(self).__name__))
         self.batch_norm_data = batch_norm_data
-        self.batch_norm_steps = batch_norm_steps
-        self._statistics = measured_statistics(
+        self.batch_norm_steps = arguments.batch_norm_steps(
             batch_norm_data, batch_norm_steps
+        )
+        self._statistics = (
+            None
+            if batch_norm_data is None
+            else MeasuredStatistics(batch_norm_data, self.batch_norm_steps)
         )
         self.target = require_layer(target)
         self._plan = Plan(

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from keras_wavg import arguments
 from keras_wavg.arguments import Include
 from keras_wavg.batchnorm import Measurement, modules_of_torch
 from keras_wavg.included import averaged_variables
@@ -14,16 +13,10 @@ class MeasuredStatistics:
     Args:
         data: The argument `batch_norm_data`.
         steps: The argument `batch_norm_steps`.
-
-    Raises:
-        ValueError: If `data` is an iterator, or `steps` is not positive.
     """
 
     def __init__(self, data: Any, steps: int | None) -> None:
-        self._data = arguments.repeatable("batch_norm_data", data)
-        self._steps = arguments.integer_or_none(
-            "batch_norm_steps", steps, at_least=1
-        )
+        self._data, self._steps = data, steps
         self._measurement: Measurement | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,22 +56,3 @@ class MeasuredStatistics:
         if self._measurement is None or not self._measurement.is_of(model):
             self._measurement = Measurement(model)
         return self._measurement
-
-
-def measured_statistics(
-    data: Any, steps: int | None
-) -> MeasuredStatistics | None:
-    """Make `MeasuredStatistics`, or `None` without data.
-
-    Raises:
-        ValueError: If an argument is out of its range, or if there are `steps`
-            without `data`.
-    """
-    if data is not None:
-        return MeasuredStatistics(data, steps)
-    if steps is not None:
-        raise ValueError(
-            "`batch_norm_steps` needs `batch_norm_data`. Received: "
-            f"batch_norm_steps={steps!r}, batch_norm_data=None"
-        )
-    return None

@@ -180,12 +180,7 @@ def _check_batch_norm(model: Any, data: Any, steps: int | None) -> None:
             "`batch_norm_data` requires `model`, whose statistics are measured."
             " Received: model=None"
         )
-    if steps is not None and data is None:
-        raise ValueError(
-            "`batch_norm_steps` requires `batch_norm_data`. Received: "
-            f"batch_norm_steps={steps!r}, batch_norm_data=None"
-        )
-    arguments.repeatable("batch_norm_data", data)
+    arguments.batch_norm_steps(data, steps)
 
 
 def _check_output(

@@ -236,6 +236,10 @@ BAD = {
     "mode": ({"mode": "up"}, "`mode` must be 'auto', 'min' or 'max'"),
     "no model": ({"batch_norm_data": numpy.ones((3, 4))}, "requires `model`"),
     "no data": ({"batch_norm_steps": 1}, "requires `batch_norm_data`"),
+    "no steps": (
+        {"model": "m", "batch_norm_data": [1], "batch_norm_steps": 0},
+        "`batch_norm_steps` must be an integer >= 1",
+    ),
     "no number": ({"score": lambda path: [1, 2]}, "must return a number"),
     "no paths": ({"filepaths": []}, "at least one checkpoint"),
     "input": (

@@ -110,7 +110,7 @@ def test_batch_norm_steps_limits_endless_data(steps):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_norm_steps": 3}, "`batch_norm_steps` needs `batch_norm_data`"),
+        ({"batch_norm_steps": 3}, "requires `batch_norm_data`"),
         (
             {"batch_norm_data": X, "batch_norm_steps": 0},
             "`batch_norm_steps` must be an integer >= 1",
