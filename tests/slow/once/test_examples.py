@@ -132,6 +132,15 @@ def test_compare_averages_scores_all_averages_of_one_training_run(tmp_path):
     assert (tmp_path / "changes.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_mean_teacher_prints_four_accuracies_for_each_seed():
+    options = ["--seeds", "1", "--epochs", "3"]
+    *_, seed, mean = output_of("mean_teacher.py", *options).splitlines()
+    values = [float(value) for value in seed.replace("|", " ").split()[1:]]
+    assert len(values) == 4
+    assert min(values) > 30
+    assert mean.split("|")[1:] == seed.split("|")[1:]
+
+
 def test_merged_checkpoints_are_scored_during_training():
     pytest.importorskip("orbax.checkpoint", reason="Orbax is not installed")
     options = ["--epochs", "6", "--last", "4"]
