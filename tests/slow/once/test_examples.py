@@ -142,6 +142,24 @@ def test_mean_teacher_prints_four_accuracies_for_each_seed():
     assert mean.split("|")[1:] == seed.split("|")[1:]
 
 
+def test_diffusion_samples_with_raw_weights_and_averages(tmp_path):
+    write_fashion_mnist(tmp_path)
+    sizes = ["--images", "128", "--batch-size", "16", "--epochs", "10"]
+    small = ["--units", "64", "--samples", "48", "--sampling-steps", "2"]
+    paths = ["--data", tmp_path, "--figure", tmp_path / "samples.png"]
+    printed = output_of("diffusion.py", *sizes, *small, "--seeds", "1", *paths)
+    table = [line.split("|") for line in printed.splitlines() if "|" in line]
+    names, seed, mean = ([cell.strip() for cell in row] for row in table)
+    # Ten epochs are too few for the widths 0.02 and 0.25.
+    columns = ["raw weights", "width 0.03", "best width", "width 0.19"]
+    assert names == ["seed", *columns, "annealed", "best"]
+    assert mean == ["mean", *seed[1:-1]]
+    assert len({*seed[1:-1]}) > 1
+    assert min(map(float, seed[1:-1])) > 0
+    assert 0.03 <= float(seed[-1]) <= 0.19
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_fine_tune_scores_raw_weights_and_averages_and_generates_a_text():
     pytest.importorskip("keras_hub", reason="KerasHub is not installed")
     sizes = ["--steps", "16", "--fine-tuning-steps", "8"]
