@@ -1,5 +1,6 @@
 """The weights of another model that are set to the average."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,11 @@ def floating(variables: Sequence[Any]) -> list[Any]:
 
 
 def _kinds(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(variable.name, tuple(variable.shape)) for variable in variables]
+    # Keras numbers variables that have no name, such as those of torch modules.
+    return [
+        (re.sub(r"_\d+$", "", variable.name), tuple(variable.shape))
+        for variable in variables
+    ]
 
 
 def _listed(variables: Sequence[Any]) -> str:

@@ -232,6 +232,26 @@ def test_a_layer_can_be_the_target_of_some_of_the_weights():
     assert equal(model.copy_of_last.get_weights(), averaged)
 
 
+@pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="specific to torch"
+)
+def test_modules_of_torch_can_have_a_target():
+    import torch
+
+    student, teacher = (
+        keras.Sequential(
+            [
+                keras.Input((4,)),
+                layers.TorchModuleWrapper(torch.nn.Linear(4, 1)),
+            ]
+        )
+        for _ in range(2)
+    )
+    student.compile("sgd", "mse")
+    fit(student, EMA(DECAY, target=teacher))
+    assert equal(teacher.get_weights(), student.get_weights())
+
+
 def test_a_custom_training_loop_updates_the_target():
     model = mean_teacher()
     ema = EMA(DECAY, target=model.teacher)
