@@ -116,9 +116,7 @@ class AveragedWeights:
 
     def _copy_to_target(self) -> None:
         if self._target:
-            # The trainer of JAX reads variables again only after this.
-            sync_weights(self.model)
-            assign(self._target, self.averages.read())
+            self.averages.copy_to(self._target, self.model)
 
     def overwrite(self) -> None:
         """Set the trainable weights to their average."""

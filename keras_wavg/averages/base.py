@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_wavg.averages.update_rule import Counters
+from keras_wavg.backend import assign, sync_weights
 from keras_wavg.clock import UpdateTime
 from keras_wavg.profile import Profile
 
@@ -41,6 +42,17 @@ class Accumulator(abc.ABC):
     @abc.abstractmethod
     def read(self, index: int = 0) -> list[Any]:
         """Copies of an average, in the order and shapes of the variables."""
+
+    def copy_to(self, variables: Sequence[Any], model: Any) -> None:
+        """Set other variables to the first average.
+
+        Args:
+            variables: Keras variables, in the order of the averaged ones.
+            model: The trained model, which may have these variables.
+        """
+        # The trainer of JAX reads variables again only after this.
+        sync_weights(model)
+        assign(variables, self.read())
 
     @abc.abstractmethod
     def load(self, averages: Sequence[Any], counters: Counters) -> None:

@@ -32,7 +32,7 @@ class Averages(DeviceAverages):
         self._averages, self._counters = _outside_of_scopes(
             lambda: self._new_variables(start)
         )
-        self._functions: dict[tuple[int, int], Any] = {}
+        self._functions: dict[tuple[int, ...], Any] = {}
 
     @property
     def counters(self) -> Counters:
@@ -71,6 +71,21 @@ class Averages(DeviceAverages):
     def read(self, index: int = 0) -> list[Any]:
         """Copies of an average, in the order and shapes of the variables."""
         return list(self._reads[index]())
+
+    def copy_to(self, variables: Sequence[Any], model: Any) -> None:
+        """Set other variables to the first average, in one call."""
+        if self._placement is None or self._device:
+            super().copy_to(variables, model)
+            return
+        key = tuple(map(id, variables))
+        if key not in self._functions:
+            targets = [variable.value for variable in variables]
+            self._functions[key] = self._function(
+                lambda: _assign(
+                    targets, self._packing.unpack(self._averages[0])
+                )
+            )
+        self._functions[key]()
 
     def _new_variables(
         self, start: int
@@ -154,9 +169,9 @@ class Averages(DeviceAverages):
         self._counters.assign(tf.stack(counters))
 
 
-def _assign(averages: list[tf.Variable], arrays: list[tf.Tensor]) -> None:
-    for average, array in zip(averages, arrays, strict=True):
-        average.assign(array)
+def _assign(variables: list[tf.Variable], arrays: list[tf.Tensor]) -> None:
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(tf.cast(array, variable.dtype))
 
 
 def _outside_of_scopes(function: Callable[[], Any]) -> Any:
