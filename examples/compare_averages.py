@@ -1,23 +1,23 @@
 """Compare five averages of the weights with the raw weights.
 
 A small convolutional network is trained on Fashion-MNIST and on scikit-learn's
-digits, with a constant and with an annealed learning rate. All averages are
-from the same training as the raw weights that they are compared with: three are
+digits, with a constant and with an annealed learning rate. In two other tasks
+30 % of the labels are wrong, and the training is short. All averages are from
+the same training as the raw weights that they are compared with: three are
 callbacks, and two are made from the saved files. Validation images select the
 checkpoints of the soup and the width of the average that `sweep` makes. Test
-images are used only for the results. The seed determines the initial weights,
-the order of the batches and the split of the images.
+images, with true labels, are used only for the results. The seed determines the
+initial weights, the order of the batches and the split of the images.
 
     KERAS_BACKEND=jax python examples/compare_averages.py --figure compare.png
 
-`--results FILE` writes the results to a JSON file. If the file exists, nothing
-is trained, and the table and the figure are made from it. The results of five
-seeds are in `compare_averages.json`.
+`--results FILE` adds the results to a JSON file, and trains only what the file
+does not have yet. The results of ten seeds are in `compare_averages.json`.
 
 Requires `keras_wavg[plots]`, scikit-learn, a backend, `swa_paper.py` in the
 same directory, and the data: a directory with the four files of Debian's
-package dataset-fashion-mnist, or an internet connection. Takes about ten
-minutes on a CPU.
+package dataset-fashion-mnist, or an internet connection. Takes about three
+minutes per seed on a CPU.
 """
 
 # %%
@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import keras
 import matplotlib.pyplot as plt
 import numpy
+import scipy.stats
 from keras import layers
 from sklearn.datasets import load_digits
 from swa_paper import calibration_error, load_data, loss_of
@@ -53,6 +54,7 @@ LEARNING_RATE = 0.1
 WIDTHS = 0.03, 0.05, 0.07, 0.1, 0.14, 0.19
 # Enough images to measure the statistics of `BatchNormalization`.
 BATCH_NORM_IMAGES = 2_000
+WRONG_LABELS = 0.3
 METRICS = "accuracy %", "loss", "calibration error"
 FORMATS = ".2f", ".4f", ".4f", "+.2f", "+.4f", "+.4f"
 Data = tuple[numpy.ndarray, numpy.ndarray]
@@ -82,6 +84,19 @@ def fashion(all_data: tuple[Data, Data], images: int, seed: int) -> list[Data]:
     """Split Fashion-MNIST into training, 5,000 validation, and test images."""
     training, test = all_data
     return [*split(training, images, 5_000, seed=seed), test]
+
+
+def noisy(load: Callable[[int], list[Data]], seed: int) -> list[Data]:
+    """Replace labels by random other ones, except those of the test images."""
+    *others, test = load(seed)
+    rng = numpy.random.default_rng(seed)
+    parts = []
+    for images, labels in others:
+        shift = rng.integers(1, 10, len(labels))
+        wrong = rng.random(len(labels)) < WRONG_LABELS
+        noisy_labels = numpy.where(wrong, (labels + shift) % 10, labels)
+        parts.append((images, noisy_labels.astype("int32")))
+    return [*parts, test]
 
 
 def digits(seed: int) -> list[Data]:
@@ -222,24 +237,34 @@ def run(task: Task, *, anneal: bool, seed: int) -> Scores:
     return table
 
 
-def run_all(options: argparse.Namespace) -> Results:
-    """Train on each task with both learning rates for each seed."""
+def make_tasks(options: argparse.Namespace) -> dict[str, Task]:
+    """Return the tasks by name."""
     all_data = load_data(options.data, 60_000)
     load = functools.partial(fashion, all_data, options.images)
-    tasks = {
+    load_few = functools.partial(fashion, all_data, options.images // 5)
+    return {
         "Fashion-MNIST": Task(load, 128, options.epochs),
         "digits": Task(digits, 32, 3 * options.epochs),
+        "label noise": Task(
+            functools.partial(noisy, load), 128, options.epochs
+        ),
+        "short training": Task(load_few, 128, options.epochs),
     }
-    return {
-        name: {
-            rate: [
-                run(task, anneal=rate == "annealed", seed=seed)
-                for seed in range(options.seeds)
-            ]
-            for rate in ("constant", "annealed")
-        }
-        for name, task in tasks.items()
-    }
+
+
+def add_runs(results: Results, options: argparse.Namespace) -> None:
+    """Train each task with both learning rates for each missing seed."""
+    tasks = make_tasks(options)
+    for name in options.tasks or tasks:
+        by_rate = results.setdefault(name, {})
+        for rate in ("constant", "annealed"):
+            runs = by_rate.setdefault(rate, [])
+            for seed in range(len(runs), options.seeds):
+                runs.append(
+                    run(tasks[name], anneal=rate == "annealed", seed=seed)
+                )
+                if options.results:
+                    options.results.write_text(json.dumps(results))
 
 
 # %%
@@ -252,16 +277,22 @@ def with_changes(runs: list[Scores]) -> numpy.ndarray:
     return numpy.concatenate([table, table - table[:, :1]], axis=2)
 
 
+def half_width(values: numpy.ndarray) -> float:
+    """Return that of the 95 % confidence interval of the mean, by Student."""
+    count = len(values)
+    return scipy.stats.t.ppf(0.975, count - 1) * scipy.stats.sem(values)
+
+
 def print_table(title: str, runs: list[Scores]) -> None:
-    """Print mean and standard deviation over the seeds, in Markdown."""
+    """Print means over the seeds and their confidence, in Markdown."""
     cells = [title, *METRICS, *(f"change of {name}" for name in METRICS)]
     print(f"\n| {' | '.join(cells)} |\n{'|---' * 7}|")
     table = with_changes(runs)
     for row, name in enumerate(runs[0]):
-        means, stds = table[:, row].mean(0), table[:, row].std(0, ddof=1)
         cells = [
-            f"{mean:{form}} ± {std:{form.removeprefix('+')}}"
-            for mean, std, form in zip(means, stds, FORMATS, strict=True)
+            f"{values.mean():{form}} ± "
+            f"{half_width(values):{form.removeprefix('+')}}"
+            for values, form in zip(table[:, row].T, FORMATS, strict=True)
         ]
         print(f"| {' | '.join([name, *cells])} |")
 
@@ -272,7 +303,7 @@ def draw(results: Results, path: Path) -> None:
     figure, axes = plt.subplots(
         2,
         len(results),
-        figsize=(7.5, 5.2),
+        figsize=(2 + 2.2 * len(results), 5.2),
         layout="constrained",
         sharex="row",
         sharey=True,
@@ -282,11 +313,10 @@ def draw(results: Results, path: Path) -> None:
         draw_changes(column[1], by_rate, score=3)
         column[0].set_title(task, fontsize="medium")
         column[0].set_xlabel(
-            r"$\bf{\leftarrow better}$    change of the test loss"
+            "change of the test loss\n$\\bf{\\leftarrow better}$"
         )
         column[1].set_xlabel(
-            r"change of the test accuracy, in points    "
-            r"$\bf{better \rightarrow}$"
+            "change of the accuracy, in points\n$\\bf{better \\rightarrow}$"
         )
     figure.suptitle(
         "Change of the test scores by averaging the weights\n"
@@ -307,7 +337,7 @@ def draw(results: Results, path: Path) -> None:
 def draw_changes(
     ax: Any, by_rate: dict[str, list[Scores]], *, score: int
 ) -> None:
-    """Draw a small marker for each seed, and a bar at their mean."""
+    """Draw a small marker for each seed, and the interval of their mean."""
     ax.axvline(0, color="0.6", lw=0.8, zorder=0)
     styles = ("#0072B2", "o", -0.2), ("#D55E00", "^", 0.2)
     for (rate, runs), style in zip(by_rate.items(), styles, strict=True):
@@ -325,14 +355,15 @@ def draw_changes(
             markeredgewidth=0,
             label=f"{rate} learning rate: a seed",
         )
-        ax.plot(
+        ax.errorbar(
             changes.mean(0),
             heights,
-            "|",
+            xerr=[half_width(values) for values in changes.T],
+            fmt="|",
             color=color,
             markersize=9,
             markeredgewidth=2.5,
-            label=f"{rate} learning rate: mean of {len(runs)} seeds",
+            label=f"{rate}: mean of {len(runs)} seeds, 95 % interval",
         )
     ax.set_yticks(range(len(names)), names, fontsize="small")
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -355,11 +386,12 @@ def parse_options() -> argparse.Namespace:
         default=10,
         help="of Fashion-MNIST; the digits have three times as many",
     )
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--tasks", nargs="+", help="names of some of the tasks")
     parser.add_argument(
         "--results",
         type=Path,
-        help="JSON file: read if it exists, otherwise written",
+        help="JSON file that is read if it exists, and written",
     )
     parser.add_argument("--figure", type=Path, help="image file to write")
     return parser.parse_args()
@@ -368,15 +400,13 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Train, or read the results; then print and draw them."""
     options, start = parse_options(), time.monotonic()
+    results: Results = {}
     if options.results and options.results.exists():
         results = json.loads(options.results.read_text())
-    else:
-        print(f"backend: {keras.config.backend()}")
-        results = run_all(options)
-        print(f"{time.monotonic() - start:.0f} seconds")
-        if options.results:
-            options.results.write_text(json.dumps(results))
-    print("mean ± standard deviation over the seeds")
+    print(f"backend: {keras.config.backend()}")
+    add_runs(results, options)
+    print(f"{time.monotonic() - start:.0f} seconds")
+    print("mean ± half of the 95 % confidence interval, over the seeds")
     for task, by_rate in results.items():
         for rate, runs in by_rate.items():
             print_table(f"{task}, {rate} learning rate", runs)
