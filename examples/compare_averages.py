@@ -80,9 +80,15 @@ def split(data: Data, *counts: int, seed: int) -> list[Data]:
     return [(data[0][part], data[1][part]) for part in parts[: len(counts)]]
 
 
-def fashion(all_data: tuple[Data, Data], images: int, seed: int) -> list[Data]:
+@functools.cache
+def fashion_data(directory: Path) -> tuple[Data, Data]:
+    """Load the training and test images of Fashion-MNIST once."""
+    return load_data(directory, 60_000)
+
+
+def fashion(directory: Path, images: int, seed: int) -> list[Data]:
     """Split Fashion-MNIST into training, 5,000 validation, and test images."""
-    training, test = all_data
+    training, test = fashion_data(directory)
     return [*split(training, images, 5_000, seed=seed), test]
 
 
@@ -239,9 +245,8 @@ def run(task: Task, *, anneal: bool, seed: int) -> Scores:
 
 def make_tasks(options: argparse.Namespace) -> dict[str, Task]:
     """Return the tasks by name."""
-    all_data = load_data(options.data, 60_000)
-    load = functools.partial(fashion, all_data, options.images)
-    load_few = functools.partial(fashion, all_data, options.images // 5)
+    load = functools.partial(fashion, options.data, options.images)
+    load_few = functools.partial(fashion, options.data, options.images // 5)
     return {
         "Fashion-MNIST": Task(load, 128, options.epochs),
         "digits": Task(digits, 32, 3 * options.epochs),
