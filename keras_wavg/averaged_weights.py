@@ -110,7 +110,7 @@ class AveragedWeights:
 
     def start_target(self) -> None:
         """Set the target, before the first update, to the raw weights."""
-        if self._target and not self.exists:
+        if not self.exists:
             sync_weights(self.model)
             assign(self._target, self.averages.copies(self._variables))
 

@@ -1,10 +1,12 @@
 """The weights of a model that are averaged."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import keras
 
 from keras_wavg import arguments
 from keras_wavg.arguments import Include
-from keras_wavg.target import floating
 
 
 def averaged_variables(
@@ -40,3 +42,14 @@ def averaged_variables(
             f"with the paths {[variable.path for variable in model.weights]}"
         )
     return variables
+
+
+def floating(variables: Sequence[Any]) -> list[Any]:
+    """The floating-point variables that can be averaged."""
+    return [
+        variable
+        for variable in variables
+        if keras.backend.is_float_dtype(variable.dtype)
+        # The scales of float8 training, which no optimizer updates.
+        and not getattr(variable, "overwrite_with_gradient", False)
+    ]

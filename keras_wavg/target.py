@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from keras_wavg.included import floating
+
 
 def require_layer(target: Any) -> Any:
     """The argument `target`.
@@ -51,17 +53,6 @@ def target_variables(
             "`compile`."
         )
     return variables
-
-
-def floating(variables: Sequence[Any]) -> list[Any]:
-    """The floating-point variables that can be averaged."""
-    return [
-        variable
-        for variable in variables
-        if keras.backend.is_float_dtype(variable.dtype)
-        # The scales of float8 training, which no optimizer updates.
-        and not getattr(variable, "overwrite_with_gradient", False)
-    ]
 
 
 def _kinds(variables: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,6 +1,7 @@
 """A `BatchNormalization` layer whose statistics are measured."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -99,15 +100,16 @@ class TorchNormalization:
         self._module = module
         self.identity = id(module)
         self.path = path
-        # They share the memory of the buffers.
-        self.variables = [
-            keras.Variable(buffer, trainable=False, name=name)
-            for name, buffer in self._buffers().items()
-        ]
 
-    def _buffers(self) -> dict[str, Any]:
-        names = "running_mean", "running_var"
-        return {name: getattr(self._module, name) for name in names}
+    @functools.cached_property
+    def variables(self) -> list[Any]:
+        """Keras variables that share the memory of the buffers."""
+        return [
+            keras.Variable(
+                getattr(self._module, name), trainable=False, name=name
+            )
+            for name in ("running_mean", "running_var")
+        ]
 
     def values(self, mean: numpy.ndarray, variance: numpy.ndarray) -> list[Any]:
         """The values of the variables for measured statistics."""

@@ -98,6 +98,12 @@ def fit(model, *callbacks, epochs=2, **options):
     model.fit(X, Y, epochs=epochs, callbacks=[*callbacks], **options)
 
 
+def assert_close(received, expected, rtol, atol=0):
+    """Compare lists of arrays."""
+    for one, other in zip(received, expected, strict=True):
+        numpy.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
+
+
 def predicted(weights, x):
     """The predictions of a network, in float64."""
     kernel, bias, gamma, beta, mean, variance, last, shift = (
@@ -134,8 +140,7 @@ def test_the_target_is_the_average_after_each_of_50_steps(options):
                 every=every,
                 start=start,
             )
-        for one, other in zip(teacher, expected, strict=True):
-            numpy.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+        assert_close(teacher, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_each_step_uses_the_target_of_the_step_before():
@@ -176,8 +181,7 @@ def test_a_step_that_is_not_compiled_gives_the_same_target():
         model = mean_teacher(run_eagerly=eagerly)
         fit(model, EMA(DECAY, target=model.teacher), epochs=1)
         ends.append(model.teacher.get_weights())
-    for one, other in zip(*ends, strict=True):
-        numpy.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
@@ -263,8 +267,7 @@ def test_a_custom_training_loop_updates_the_target():
         samples.append(model.student.get_weights())
         ema.update()
     expected = reference.ema(samples, DECAY)
-    for one, other in zip(model.teacher.get_weights(), expected, strict=True):
-        numpy.testing.assert_allclose(one, other, rtol=1e-5)
+    assert_close(model.teacher.get_weights(), expected, rtol=1e-5)
 
 
 # What is refused
