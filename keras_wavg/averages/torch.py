@@ -1,6 +1,7 @@
 """Averages on torch: fused operations on flat tensors."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import keras
@@ -106,13 +107,15 @@ class Averages(DeviceAverages):
             self._groups, self._are_finite, *self._flat, strict=True
         ):
             sample = _flattened([weights[i] for i in group])
-            move = _move if is_finite else _move_and_replace
             blocks = zip(
-                sample.split(_BLOCK),
-                *(average.split(_BLOCK) for average in averages),
+                sample.unsafe_split(_BLOCK),
+                *(average.unsafe_split(_BLOCK) for average in averages),
                 strict=True,
             )
             for sampled, *parts in blocks:
+                move = (
+                    _fastest_move(sampled) if is_finite else _move_and_replace
+                )
                 for part, coefficient in zip(parts, coefficients, strict=True):
                     move(part, sampled, coefficient.to(part.dtype))
 
@@ -155,6 +158,13 @@ def _groups(weights: list[torch.Tensor]) -> list[list[int]]:
 def _flattened(tensors: list[torch.Tensor]) -> torch.Tensor:
     flat = [t.to(_average_dtype(t)).reshape(-1) for t in tensors]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _fastest_move(sample: torch.Tensor) -> Callable[..., Any]:
+    # A CPU has no queue of operations that reading a value would wait for.
+    if sample.is_cpu and math.isfinite(torch.dot(sample, sample)):
+        return torch.Tensor.lerp_
+    return _move
 
 
 def _move(

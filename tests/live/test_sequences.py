@@ -511,12 +511,12 @@ def test_an_element_that_is_not_finite_is_skipped_with_one_warning(
     assert len(warned) == 1
 
 
-def test_large_weights_are_averaged_and_nan_is_skipped(
-    batch_norm,
-):
+@pytest.mark.parametrize("value", [1e15, 1e30])
+def test_large_weights_are_averaged_and_nan_is_skipped(batch_norm, value):
+    # The square of 1e30 is infinite in float32.
     ema = EMA(0.9)
     ema.set_model(batch_norm)
-    large = [numpy.full_like(w, 1e15) for w in batch_norm.get_weights()]
+    large = [numpy.full_like(w, value) for w in batch_norm.get_weights()]
     batch_norm.set_weights(large)
     ema.update()
     before = ema.get_weights()
