@@ -2,11 +2,12 @@
 
     KERAS_BACKEND=jax python tests/benchmarks/bench_ema.py
 
-Prints two tables:
+Prints tables:
 
 - One update of 36 million float32 weights in 166 variables, against one fused
   `average += c * (weights - average)` on a flat array of the same size, and
   against the tool of the backend.
+- One update of `PowerEMA` with one, two and four widths.
 - A step of `fit` without an average, with `EMA`, with a Python loop of
   assignments in a callback, and with `use_ema=True` in the optimizer.
 
@@ -29,7 +30,7 @@ import keras
 import numpy
 from peers import flat_lerp, peer_update
 
-from keras_wavg import EMA
+from keras_wavg import EMA, PowerEMA
 from keras_wavg.averaged_weights import AveragedWeights
 from keras_wavg.callbacks.callback_list import calling_list, move_forward
 from keras_wavg.clock import UpdateTime
@@ -38,12 +39,14 @@ DECAY = 0.999
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     print(
         f"keras {keras.__version__}, {keras.config.backend()}, "
         f"{os.cpu_count()} cores, on {sys.platform}"
     )
     bench_update()
+    bench_widths("36 M float32 in 166 variables", 166, 216_896)
+    bench_widths("162 variables of 1,024 elements", 162, 1024)
     wide, tiny = (2048, 6), (32, 80)
     bench_fit("22 M parameters, 6 x Dense(2048)", *wide, steps=20, rounds=5)
     bench_fit("162 small variables, 80 x Dense(32)", *tiny, steps=100, rounds=7)
@@ -62,6 +65,19 @@ def bench_update(rounds: int = 21) -> None:
         **peer_update([v.value for v in model.weights], DECAY),
     }
     report("one update, 36 M float32 in 166 variables", rows, rounds)
+
+
+def bench_widths(
+    title: str, variables: int, elements: int, rounds: int = 21
+) -> None:
+    """Time one update of `PowerEMA` with one, two and four widths."""
+    model = WeightsOnly(variables, variables * elements)
+    rows = {}
+    for widths in ((0.05,), (0.05, 0.1), (0.05, 0.1, 0.15, 0.2)):
+        averaged = AveragedWeights(model, PowerEMA(widths)._plan)
+        steps = iter(range(1, 10_000))
+        rows[f"widths {widths}"] = device_update(averaged, steps)
+    report(f"one update of PowerEMA, {title}", rows, rounds)
 
 
 def device_update(averaged: AveragedWeights, steps: Any) -> Callable[[], None]:
