@@ -60,6 +60,9 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """Give each test the same seeds and the default dtype policy."""
+    if BACKEND == "tensorflow":
+        # Collections during the test do not visit the graphs of earlier ones.
+        gc.freeze()
     keras = sys.modules.get("keras")
     if keras is None:
         return
