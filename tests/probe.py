@@ -136,3 +136,16 @@ def detach(model: Any) -> None:
         swapping.forget(owner)
     for attribute in saved_averages(model):
         object.__delattr__(model, attribute)
+
+
+def update_as_on_an_accelerator(monkeypatch: Any) -> None:
+    """Have averages on torch use the operations of devices other than a CPU.
+
+    A meta tensor has no values, so this fails if choosing them reads one.
+    """
+    import torch
+
+    from keras_wavg.averages import torch as averages
+
+    move = averages._fastest_move(torch.empty(1, device="meta"))
+    monkeypatch.setattr(averages, "_fastest_move", lambda _: move)

@@ -5,6 +5,7 @@ import logging
 import keras
 import models
 import numpy
+import probe
 import pytest
 import reference
 from models import BATCH, compiled, data, equal
@@ -148,6 +149,7 @@ def test_an_update_reads_no_value_back_from_the_device(device, monkeypatch):
                     read_back.append(func)
                 return func(*args, **(kwargs or {}))
 
+        probe.update_as_on_an_accelerator(monkeypatch)
         ema.update()
         with Watch():
             ema.update()
